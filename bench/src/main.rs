@@ -1,0 +1,2 @@
+//! Mica.
+fn main() {}
