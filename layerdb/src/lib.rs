@@ -1,1 +1,23 @@
-//! Mica.
+//! Mica's layer database: content-addressed layers, and the trees that describe them.
+//!
+//! ```text
+//! <root>/
+//!   FORMAT                       format version, feature flags, store UUID
+//!   meta/                        metadata rows (RocksDB): one synced batch per change of state
+//!   objects/ab/cdef...           content of a regular file, named by its sha256; mode 0400; never changed
+//!   layers/sha256/<diff-id>      one layer as a tree file; never changed once published
+//!   chains/sha256/<chain-id>     a stack of layers merged into one tree file; derived, may be rebuilt
+//!   snapshots/<n>/{upper,work}   the writable part of an active snapshot
+//!   tmp/                         emptied when the store opens
+//! ```
+//!
+//! Map of the crate: [`digest`] names things; [`tree`] reads, writes and merges tree files (EROFS images
+//! that hold metadata and small contents, see `docs/FORMAT.md`); [`error`] says what can go wrong.
+//! Nothing in here needs root, FUSE or a network.
+
+pub mod digest;
+pub mod error;
+pub mod tree;
+
+pub use digest::{BlobDigest, ChainId, DiffId, Digest, Hasher, ObjectId};
+pub use error::{Error, Result};
