@@ -1,0 +1,13 @@
+//! Tree files against their oracles: the kernel's erofs driver, erofs-utils, golden bytes and a model.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "tree_file/erofs_utils.rs"]
+mod erofs_utils;
+#[path = "tree_file/kernel.rs"]
+mod kernel;
+#[path = "tree_file/merge.rs"]
+mod merge;
+#[path = "tree_file/reader.rs"]
+mod reader;
+#[path = "tree_file/sample.rs"]
+mod sample;
