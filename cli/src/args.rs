@@ -1,0 +1,181 @@
+//! The command line, as types. What a verb does lives in `cmd/<verb>.rs`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Where the store is when nobody says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/mica";
+/// Where sockets and mountpoints are when nobody says otherwise.
+pub const DEFAULT_STATE: &str = "/run/mica";
+
+/// A union filesystem and layer store for containers.
+#[derive(Debug, Parser)]
+#[command(name = "mica", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Folder of the store.
+    #[arg(long, global = true, env = "MICA_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Folder of sockets and mountpoints.
+    #[arg(long, global = true, env = "MICA_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log filter, for example `info` or `mica_fs=debug`.
+    #[arg(long, global = true, env = "MICA_LOG", default_value = "warn", value_name = "FILTER")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Serve snapshots and diffs to container engines over gRPC.
+    Serve(Serve),
+    /// Mount a union of directories, or an image of the store.
+    Mount(Mount),
+    /// Unmount a mount that `mica mount` made, or every mount of a daemon.
+    Umount(Umount),
+    /// Images of the store.
+    #[command(subcommand)]
+    Image(Image),
+    /// Layers of the store.
+    #[command(subcommand)]
+    Layer(Layer),
+    /// Snapshots of the daemon.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Remove what nothing refers to.
+    Gc(Gc),
+    /// Bytes: logical, stored, shared, reclaimable.
+    Df,
+    /// What this kernel, disk and engine offer, and what to do about what is missing.
+    Doctor(Doctor),
+    /// Print the version.
+    Version,
+    /// Hold the descriptors of live mounts while the daemon is away.
+    #[command(hide = true)]
+    Keeper(Keeper),
+}
+
+/// `mica serve`
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file (TOML); flags win over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Socket to serve on, for example `unix:///run/mica/mica.sock`.
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<String>,
+    /// Socket of the containerd whose content store layers are read from.
+    #[arg(long, value_name = "ADDRESS")]
+    pub containerd: Option<String>,
+    /// Serve file data from the daemon even where the kernel could pass it through.
+    #[arg(long)]
+    pub no_passthrough: bool,
+}
+
+/// `mica mount`
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// Options: `lowerdir=A:B[,upperdir=U,workdir=W][,ro]...`; may be repeated.
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Mount an image of the store instead of directories.
+    #[arg(long, value_name = "REF")]
+    pub image: Option<String>,
+    /// Folder that takes the changes of a writable image mount (`upper` and `work` are made in it).
+    #[arg(long, value_name = "DIR", requires = "image")]
+    pub rw: Option<PathBuf>,
+    /// Stay in the foreground.
+    #[arg(short = 'f', long)]
+    pub foreground: bool,
+    /// `[SOURCE] MOUNTPOINT`
+    #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
+    pub positional: Vec<PathBuf>,
+}
+
+/// `mica umount`
+#[derive(Debug, Args)]
+pub struct Umount {
+    /// Detach now, finish when the last user is gone.
+    #[arg(short = 'l', long)]
+    pub lazy: bool,
+    /// Unmount everything that the daemon of `--state` mounted, and end it.
+    #[arg(long, conflicts_with = "mountpoint")]
+    pub all: bool,
+    /// The mountpoint.
+    #[arg(required_unless_present = "all")]
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// `mica image`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Import an OCI image layout (folder or tar) or a `docker save` tar.
+    Import {
+        /// The folder or file.
+        source: PathBuf,
+        /// Name to give to the image.
+        #[arg(long, value_name = "REF")]
+        name: Option<String>,
+    },
+    /// List images.
+    Ls,
+    /// Show one image.
+    Show {
+        /// Name, digest or unique prefix of a digest.
+        reference: String,
+    },
+    /// Remove an image's name; `mica gc` gives the space back.
+    Rm {
+        /// Name, digest or unique prefix of a digest.
+        reference: String,
+    },
+}
+
+/// `mica layer`
+#[derive(Debug, Subcommand)]
+pub enum Layer {
+    /// List layers.
+    Ls,
+}
+
+/// `mica snapshot`
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// List snapshots.
+    Ls,
+    /// Show one snapshot.
+    Show {
+        /// The engine's key.
+        key: String,
+    },
+}
+
+/// `mica gc`
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Tell what would go, remove nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `mica doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Socket of containerd to look at.
+    #[arg(long, value_name = "ADDRESS", default_value = "/run/containerd/containerd.sock")]
+    pub containerd: PathBuf,
+}
+
+/// `mica keeper`
+#[derive(Debug, Args)]
+pub struct Keeper {
+    /// Socket to serve on.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+}
