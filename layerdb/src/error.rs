@@ -3,6 +3,9 @@
 //! A variant says what the caller must do; "absent" is `Option`, never an error.
 
 use std::io;
+use std::path::PathBuf;
+
+use crate::digest::{DiffId, Digest, ObjectId};
 
 /// The result of every fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -122,12 +125,220 @@ pub enum Error {
         /// The limit that was broken.
         reason: &'static str,
     },
+
+    /// A newer program wrote the store; nothing was touched.
+    #[error("the store at {} has format version {found}; this program supports version {supported}", root.display())]
+    NewerFormat {
+        /// The store's directory.
+        root: PathBuf,
+        /// Version of the store, with the features this program doesn't know.
+        found: String,
+        /// Newest version this program understands.
+        supported: String,
+    },
+
+    /// The directory holds something that is no store.
+    #[error("{} is not a store: {reason}", root.display())]
+    NotAStore {
+        /// The directory.
+        root: PathBuf,
+        /// How that was noticed.
+        reason: String,
+    },
+
+    /// A process has the store open.
+    #[error("the store at {} is in use by another process", root.display())]
+    Locked {
+        /// The store's directory.
+        root: PathBuf,
+    },
+
+    /// The store's directories are not all on one filesystem, so files can't be moved between them.
+    #[error("{} and its directory {directory} are on different filesystems", root.display())]
+    SplitStore {
+        /// The store's directory.
+        root: PathBuf,
+        /// The directory elsewhere.
+        directory: String,
+    },
+
+    /// A sync failed earlier: what the kernel was given may be lost, so nothing more is written until the store is
+    /// opened anew.
+    #[error("the store at {} refuses writes, since an earlier one failed; open it anew", root.display())]
+    Broken {
+        /// The store's directory.
+        root: PathBuf,
+    },
+
+    /// The metadata database failed.
+    #[error("{action}: {reason}")]
+    Metadata {
+        /// What was being done.
+        action: String,
+        /// The database's answer.
+        reason: String,
+    },
+
+    /// The metadata is damaged.
+    #[error("{action}: {reason}")]
+    CorruptMetadata {
+        /// What was being done.
+        action: String,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A layer's bytes can't be taken in.
+    #[error("layer {layer} is bad: {}at offset {offset} of its tar: {reason}", in_entry(entry))]
+    BadLayer {
+        /// What the caller called the layer.
+        layer: String,
+        /// The name in the entry concerned, escaped; empty if there is none.
+        entry: String,
+        /// Where in the uncompressed tar the entry begins, or the stream broke.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// Bytes are not those that their name promised.
+    #[error("{what}: expected {expected}, found {actual}")]
+    DigestMismatch {
+        /// What was compared.
+        what: String,
+        /// The digest that was promised.
+        expected: Digest,
+        /// The digest of the bytes.
+        actual: Digest,
+    },
+
+    /// The store doesn't have this layer.
+    #[error("there is no layer {diff_id}")]
+    NoLayer {
+        /// The layer.
+        diff_id: DiffId,
+    },
+
+    /// The tree file of a layer is damaged or gone.
+    #[error("layer {diff_id} is corrupt: {source}")]
+    CorruptLayer {
+        /// The layer.
+        diff_id: DiffId,
+        /// What is wrong with its tree.
+        source: Box<Error>,
+    },
+
+    /// A name stands for several things.
+    #[error("{name} is ambiguous: {}", matches.join(", "))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// What it stands for.
+        matches: Vec<String>,
+    },
+
+    /// The store doesn't have this image.
+    #[error("there is no image {name}")]
+    NoImage {
+        /// The image as the caller named it.
+        name: String,
+    },
+
+    /// A file or directory is not the image it is taken for.
+    #[error("cannot import from {}: {reason}", path.display())]
+    BadImage {
+        /// Where the image was to come from.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// An object that is named has no file.
+    #[error("object {id} is missing")]
+    NoObject {
+        /// The object.
+        id: ObjectId,
+    },
+
+    /// The directory of a new snapshot is there already.
+    #[error("snapshot directory {} exists", path.display())]
+    SnapshotDirExists {
+        /// The directory.
+        path: PathBuf,
+    },
+
+    /// A collection of garbage is running.
+    #[error("garbage is being collected already")]
+    Collecting,
+}
+
+/// What a caller can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Ask for something else: this isn't there.
+    NotFound,
+    /// Choose another name: this is taken.
+    Exists,
+    /// Try again later: somebody else is at it.
+    Busy,
+    /// Give other input: this will never do.
+    Invalid,
+    /// Repair or fetch anew: what is stored is damaged.
+    Corrupt,
+    /// Make room.
+    NoSpace,
+    /// Look after the machine or the program: it can't be done as things are.
+    Unavailable,
 }
 
 impl Error {
+    /// What the caller can do.
+    pub fn kind(&self) -> Kind {
+        use io::ErrorKind as Io;
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => Kind::NoSpace,
+                Io::NotFound => Kind::NotFound,
+                Io::AlreadyExists => Kind::Exists,
+                Io::ResourceBusy | Io::WouldBlock => Kind::Busy,
+                _ => Kind::Unavailable,
+            },
+            Self::NoLayer { .. } | Self::NoImage { .. } => Kind::NotFound,
+            Self::SnapshotDirExists { .. } => Kind::Exists,
+            Self::Locked { .. } | Self::Collecting => Kind::Busy,
+            Self::InvalidDigest { .. }
+            | Self::WrongKind { .. }
+            | Self::InvalidName { .. }
+            | Self::InvalidNode { .. }
+            | Self::XattrNamespace { .. }
+            | Self::XattrTooLong { .. }
+            | Self::TreeTooLarge { .. }
+            | Self::NotAStore { .. }
+            | Self::BadLayer { .. }
+            | Self::DigestMismatch { .. }
+            | Self::Ambiguous { .. }
+            | Self::BadImage { .. } => Kind::Invalid,
+            Self::CorruptTreeFile { .. }
+            | Self::TreeLength { .. }
+            | Self::CorruptTree { .. }
+            | Self::CorruptMetadata { .. }
+            | Self::CorruptLayer { .. }
+            | Self::NoObject { .. } => Kind::Corrupt,
+            Self::TreeVersion { .. }
+            | Self::NewerFormat { .. }
+            | Self::SplitStore { .. }
+            | Self::Broken { .. }
+            | Self::Metadata { .. } => Kind::Unavailable,
+        }
+    }
+
     /// Gives a system error the name of what was being done.
     pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }
     }
+}
+
+fn in_entry(entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!("entry \"{entry}\" ") }
 }

@@ -12,12 +12,28 @@
 //! ```
 //!
 //! Map of the crate: [`digest`] names things; [`tree`] reads, writes and merges tree files (EROFS images
-//! that hold metadata and small contents, see `docs/FORMAT.md`); [`error`] says what can go wrong.
-//! Nothing in here needs root, FUSE or a network.
+//! that hold metadata and small contents, see `docs/FORMAT.md`); [`disk`] is under every write; [`store`] opens the
+//! directory and keeps the metadata; `object` publishes files; [`ingest`] turns a tar into a layer; `layer` and
+//! [`chain`] open trees; [`image`] imports images; `gc` and [`df`] say what is garbage and what takes space;
+//! [`error`] says what can go wrong. Nothing in here needs root, FUSE or a network.
 
+pub mod chain;
+// pub mod df;
 pub mod digest;
+pub mod disk;
 pub mod error;
+// mod gc;
+// pub mod image;
+pub mod ingest;
+mod layer;
+mod object;
+pub mod store;
 pub mod tree;
 
 pub use digest::{BlobDigest, ChainId, DiffId, Digest, Hasher, ObjectId};
-pub use error::{Error, Result};
+pub use error::{Error, Kind, Result};
+// pub use gc::{GcOptions, GcReport};
+// pub use image::{Image, ImportSource};
+pub use ingest::{Compression, IngestOptions, Limits, Progress};
+pub use layer::Layer;
+pub use store::{Batch, Db, Family, Hold, Store, StoreOptions};

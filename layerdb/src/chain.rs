@@ -1,0 +1,123 @@
+//! Chains: a stack of layers merged into one tree, built on first use and shared by everybody.
+//!
+//! A chain tree is derived: it may be deleted at any time and is built again, byte for byte the same. So a missing,
+//! torn or damaged one is no error here, but a reason to build.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{ChainId, DiffId, Digest};
+use crate::error::Result;
+use crate::object::Staging;
+use crate::store::{Batch, Family, Store, Trees, Turns};
+use crate::tree::{self, Tree, Written};
+
+/// The record of a published chain tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// Its layers, bottom first.
+    pub layers: Vec<DiffId>,
+    /// Digest of its tree file.
+    pub tree_digest: Digest,
+    /// Length of its tree file.
+    pub tree_bytes: u64,
+    /// When it was built, in seconds since the epoch.
+    pub created: u64,
+}
+
+/// The open chains of a store.
+#[derive(Debug, Default)]
+pub(crate) struct Chains {
+    pub(crate) trees: Trees,
+    pub(crate) building: Turns<ChainId>,
+    empty: Mutex<Option<Arc<Tree>>>,
+}
+
+pub(crate) fn key(chain: ChainId) -> String {
+    chain.hex()
+}
+
+/// Where a chain's tree lies below the store's root.
+pub(crate) fn path(chain: ChainId) -> PathBuf {
+    Path::new("chains/sha256").join(chain.hex())
+}
+
+impl Store {
+    /// The merged tree of a stack of layers, bottom first, with whiteouts resolved. It is built and published if the
+    /// store doesn't have it; callers who want the same one wait for the first of them.
+    ///
+    /// Without layers it is the empty tree. [`Error::NoLayer`] if a layer is missing.
+    pub fn chain(self: &Arc<Store>, layers: &[DiffId]) -> Result<Arc<Tree>> {
+        let Some(id) = ChainId::of(layers) else { return self.empty_tree() };
+        if let Some(tree) = self.chains.trees.get(id.0) {
+            return Ok(tree);
+        }
+        let _turn = self.chains.building.take(id);
+        if let Some(tree) = self.chains.trees.get(id.0) {
+            return Ok(tree);
+        }
+        let tree = match self.published_chain(id)? {
+            Some(tree) => tree,
+            None => self.build_chain(id, layers)?,
+        };
+        self.chains.trees.put(id.0, &tree);
+        Ok(tree)
+    }
+
+    /// The record of a chain whose tree was built. `None` if it wasn't.
+    pub fn chain_record(&self, id: ChainId) -> Result<Option<Chain>> {
+        self.db().get_json(Family::Chains, key(id).as_bytes())
+    }
+
+    /// Where the chain's tree file lies. The file is there once [`Store::chain`] has returned.
+    pub fn chain_path(&self, id: ChainId) -> PathBuf {
+        self.root().join(path(id))
+    }
+
+    fn published_chain(&self, id: ChainId) -> Result<Option<Arc<Tree>>> {
+        let Some(record) = self.chain_record(id)? else { return Ok(None) };
+        match self.open_tree(&path(id), &id.to_string(), record.tree_bytes, record.tree_digest) {
+            Ok(tree) => Ok(Some(tree)),
+            Err(error) => {
+                tracing::warn!(chain = %id, %error, "a damaged chain tree is built anew");
+                Ok(None)
+            }
+        }
+    }
+
+    fn build_chain(self: &Arc<Store>, id: ChainId, layers: &[DiffId]) -> Result<Arc<Tree>> {
+        self.require_writable()?;
+        let hold = self.hold(layers)?;
+        let trees = layers.iter().map(|layer| self.layer_tree(*layer)).collect::<Result<Vec<_>>>()?;
+        let mut staging = Staging::new(self, hold)?;
+        let mut file = staging.create(path(id))?;
+        let Written { digest, bytes, .. } = tree::merge(&trees, &mut file)?;
+        drop(file);
+        staging.publish()?;
+        let record = Chain {
+            layers: layers.to_vec(),
+            tree_digest: digest,
+            tree_bytes: bytes,
+            created: crate::ingest::unix_seconds(),
+        };
+        let mut batch = Batch::new();
+        batch.put_json(Family::Chains, key(id).as_bytes(), &record)?;
+        self.db().commit(batch)?;
+        self.open_tree(&path(id), &id.to_string(), bytes, digest)
+    }
+
+    fn empty_tree(&self) -> Result<Arc<Tree>> {
+        let mut empty = self.chains.empty.lock();
+        if let Some(tree) = &*empty {
+            return Ok(Arc::clone(tree));
+        }
+        let mut file = self.scratch()?;
+        tree::merge(&[], &mut file)?;
+        let tree = Arc::new(Tree::open(&file, "without layers")?);
+        *empty = Some(Arc::clone(&tree));
+        Ok(tree)
+    }
+}

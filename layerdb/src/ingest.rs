@@ -1,0 +1,327 @@
+//! Taking in a layer: a tar stream becomes objects, a tree file and a record.
+//!
+//! ```text
+//! input -> decompress thread -> chunks -+-> diff-id thread
+//!                                       +-> this thread: entries -> contents -> objects (staged in tmp/)
+//!                                                               -> tree
+//! then: sync, rename, sync, metadata batch
+//! ```
+//!
+//! Contents are read once and never held whole: memory is bounded by the chunks in flight, by files of up to 1 MiB
+//! that are gathered, and by the tree's metadata, which has a limit of its own. A zstd frame may ask for a window of
+//! up to [`Limits::zstd_window_log`].
+//!
+//! Whatever goes wrong, the temporary directory is removed and no record is written. Objects that were published
+//! before the failure stay until garbage collection; nothing names them.
+
+mod contents;
+mod decompress;
+mod entry;
+mod fault;
+pub(crate) mod header;
+pub(crate) mod pax;
+mod plant;
+mod sparse;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::io::Read;
+use std::sync::Arc;
+use std::thread;
+use std::time::SystemTime;
+
+use crossbeam_channel::{Receiver, bounded};
+
+use crate::digest::{BlobDigest, DiffId, Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::layer::{self, Layer};
+use crate::object::Staging;
+use crate::store::{Batch, Family, Hold, Store};
+use crate::tree::{Builder, Written};
+use decompress::{Counted, Outlet, Pumped, pump};
+use entry::Entries;
+use fault::Fault;
+use plant::Plant;
+use stream::{CHUNKS_QUEUED, Item, Stream, recycle};
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Whatever its first bytes say: gzip, zstd or none.
+    #[default]
+    Detect,
+    /// A plain tar.
+    None,
+    /// One or more gzip members (RFC 1952).
+    Gzip,
+    /// One or more zstd frames (RFC 8878), skippable ones included.
+    Zstd,
+}
+
+/// What a layer may cost before it is refused.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of names, link targets and extended attributes: these are held in memory.
+    pub metadata_bytes: u64,
+    /// Bytes of the uncompressed tar.
+    pub tar_bytes: u64,
+    /// Bytes of file contents, holes included.
+    pub content_bytes: u64,
+    /// Times that the tar may be larger than its compressed form, once it is larger than
+    /// [`Limits::expansion_free_bytes`].
+    pub expansion: u64,
+    /// Bytes of tar that are never too much for their compressed form.
+    pub expansion_free_bytes: u64,
+    /// Logarithm of the largest zstd window in bytes; that much memory may be used by a layer that asks for it.
+    pub zstd_window_log: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            entries: 4 << 20,
+            metadata_bytes: 512 << 20,
+            tar_bytes: 512 << 30,
+            content_bytes: 512 << 30,
+            expansion: 200,
+            expansion_free_bytes: 8 << 30,
+            zstd_window_log: 27,
+        }
+    }
+}
+
+impl Limits {
+    /// Says what is wrong if `tar_bytes` are too many for `read_bytes` of compressed ones.
+    fn check_expansion(&self, read_bytes: u64, tar_bytes: u64) -> Result<(), String> {
+        if tar_bytes > self.tar_bytes {
+            return Err(format!("over {} bytes of tar", self.tar_bytes));
+        }
+        if tar_bytes > self.expansion_free_bytes && tar_bytes / self.expansion > read_bytes {
+            return Err(format!("{read_bytes} bytes expand to over {tar_bytes}: {} times is allowed", self.expansion));
+        }
+        Ok(())
+    }
+}
+
+/// How a layer is to be taken in.
+#[derive(Clone, Debug, Default)]
+pub struct IngestOptions {
+    /// How it is compressed.
+    pub compression: Compression,
+    /// The digest that the uncompressed stream must have. If the store has that layer already, nothing is read.
+    pub expect_diff_id: Option<DiffId>,
+    /// The digest that the input must have.
+    pub expect_blob: Option<BlobDigest>,
+    /// What to call the layer in errors and progress.
+    pub name: String,
+    /// What it may cost.
+    pub limits: Limits,
+    /// Key of a row of [`Family::Pins`] to which the layer is added in the commit that makes it visible.
+    pub pin: Option<Vec<u8>>,
+}
+
+/// Told how work goes on, by several threads.
+pub trait Progress: Send + Sync {
+    /// Work on `name` begins; its input has so many bytes, if that is known.
+    fn begin(&self, name: &str, total_bytes: Option<u64>) {
+        let _ = (name, total_bytes);
+    }
+
+    /// So many more bytes of `name`'s input are read.
+    fn read(&self, name: &str, bytes: u64) {
+        let _ = (name, bytes);
+    }
+
+    /// Work on `name` has ended; `known` if the store had it already.
+    fn end(&self, name: &str, known: bool) {
+        let _ = (name, known);
+    }
+}
+
+/// Nobody wants to know.
+impl Progress for () {}
+
+impl Store {
+    /// Takes in one layer and returns its record. It is durable then.
+    ///
+    /// Errors: [`Error::BadLayer`] and [`Error::DigestMismatch`] if the input is to blame; nothing of it is visible.
+    pub fn ingest(
+        self: &Arc<Store>,
+        input: &mut (dyn Read + Send),
+        options: &IngestOptions,
+        progress: &dyn Progress,
+    ) -> Result<Layer> {
+        self.ingest_held(input, options, progress).map(|(layer, _hold)| layer)
+    }
+
+    /// [`Store::ingest`], and a hold that keeps garbage collection from the layer until something names it.
+    pub fn ingest_held(
+        self: &Arc<Store>,
+        input: &mut (dyn Read + Send),
+        options: &IngestOptions,
+        progress: &dyn Progress,
+    ) -> Result<(Layer, Hold)> {
+        self.require_writable()?;
+        let hold = self.claims.hold();
+        let _turn = options.expect_diff_id.map(|diff_id| self.ingesting.take(diff_id));
+        if let Some(diff_id) = options.expect_diff_id
+            && let Some(layer) = self.known(diff_id, &hold, options)?
+        {
+            progress.end(&options.name, true);
+            return Ok((layer, hold));
+        }
+        let ingested = Ingest { store: self, options, progress }.run(input, hold)?;
+        progress.end(&options.name, false);
+        Ok(ingested)
+    }
+
+    /// The layer, if the store has it whole; pinned.
+    fn known(&self, diff_id: DiffId, hold: &Hold, options: &IngestOptions) -> Result<Option<Layer>> {
+        let Some(layer) = hold.layer(diff_id, || self.layer(diff_id))? else { return Ok(None) };
+        if let Err(error) = self.layer_tree(diff_id) {
+            tracing::warn!(layer = %diff_id, %error, "a damaged layer is taken in anew");
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        self.pin(&mut batch, options.pin.as_deref(), diff_id)?;
+        self.db().commit(batch)?;
+        Ok(Some(layer))
+    }
+
+    /// Adds the layer to the pin's row.
+    fn pin(&self, batch: &mut Batch, pin: Option<&[u8]>, diff_id: DiffId) -> Result<()> {
+        let Some(pin) = pin else { return Ok(()) };
+        let mut pinned: Vec<DiffId> = self.db().get_json(Family::Pins, pin)?.unwrap_or_default();
+        if !pinned.contains(&diff_id) {
+            pinned.push(diff_id);
+            batch.put_json(Family::Pins, pin, &pinned)?;
+        }
+        Ok(())
+    }
+}
+
+struct Ingest<'a> {
+    store: &'a Arc<Store>,
+    options: &'a IngestOptions,
+    progress: &'a dyn Progress,
+}
+
+/// What the threads found.
+struct Grown {
+    builder: Builder,
+    entries: u64,
+    content_bytes: u64,
+}
+
+impl Ingest<'_> {
+    fn run(&self, input: &mut (dyn Read + Send), hold: Hold) -> Result<(Layer, Hold)> {
+        let mut staging = Staging::new(self.store, hold)?;
+        let spool = self.store.scratch()?;
+        let (grown, pumped, diff_id) = self.read(input, &mut staging, Builder::new(spool)?)?;
+        self.compare(diff_id, pumped.digest)?;
+        let mut file = staging.create(layer::path(diff_id))?;
+        let Written { digest, bytes, .. } = grown.builder.write(&mut file)?;
+        drop(file);
+        staging.publish()?;
+        let layer = Layer {
+            diff_id,
+            tar_bytes: pumped.tar_bytes,
+            blob: self.options.expect_blob,
+            blob_bytes: pumped.read_bytes,
+            entries: grown.entries,
+            content_bytes: grown.content_bytes,
+            new_bytes: staging.new_bytes(),
+            tree_bytes: bytes,
+            tree_digest: digest,
+            created: unix_seconds(),
+        };
+        let mut batch = Batch::new();
+        batch.put_json(Family::Layers, layer::key(diff_id).as_bytes(), &layer)?;
+        self.store.pin(&mut batch, self.options.pin.as_deref(), diff_id)?;
+        staging.hold().layer(diff_id, || self.store.db().commit(batch))?;
+        self.store.forget_layer_tree(diff_id);
+        Ok((layer, staging.into_hold()))
+    }
+
+    /// Runs the threads.
+    fn read(
+        &self,
+        input: &mut (dyn Read + Send),
+        staging: &mut Staging,
+        builder: Builder,
+    ) -> Result<(Grown, Pumped, DiffId)> {
+        let options = self.options;
+        let (to_hash, hashed) = bounded(CHUNKS_QUEUED);
+        let (to_parse, parsed) = bounded(CHUNKS_QUEUED);
+        let (give_back, spare) = bounded(CHUNKS_QUEUED);
+        let give_back_hashed = give_back.clone();
+        let counted = Counted::new(input, options.expect_blob.is_some(), &options.name, self.progress);
+        thread::scope(|scope| {
+            let pumping = scope.spawn(move || {
+                let outlet = Outlet { readers: [to_hash, to_parse], spare };
+                pump(counted, options.compression, &options.limits, &outlet)
+            });
+            let hashing = scope.spawn(move || hash(&hashed, &give_back_hashed));
+            let grown = self.grow(Entries::new(Stream::new(parsed, give_back)), staging, builder);
+            let pumped = join(pumping.join())?;
+            let diff_id = DiffId(join(hashing.join())?);
+            let grown = grown.map_err(|fault| fault.into_error(&options.name))?;
+            Ok((grown, pumped, diff_id))
+        })
+    }
+
+    fn grow(&self, mut entries: Entries, staging: &mut Staging, builder: Builder) -> Result<Grown, Fault> {
+        let mut plant = Plant::new(builder, &self.options.limits);
+        while let Some(entry) = entries.next()? {
+            plant.add(entry, &mut entries, staging)?;
+        }
+        entries.drain()?;
+        if let Some(first) = &plant.dropped_xattr {
+            tracing::warn!(layer = %self.options.name, first, "extended attributes that Linux doesn't know are left out");
+        }
+        let (entries, content_bytes) = (entries.count(), plant.content_bytes);
+        Ok(Grown { builder: plant.finish()?, entries, content_bytes })
+    }
+
+    fn compare(&self, diff_id: DiffId, blob: Option<Digest>) -> Result<()> {
+        let mismatch = |what: &str, expected: Digest, actual: Digest| Error::DigestMismatch {
+            what: format!("{what} of layer {}", self.options.name),
+            expected,
+            actual,
+        };
+        if let (Some(expected), Some(actual)) = (self.options.expect_blob, blob)
+            && expected.0 != actual
+        {
+            return Err(mismatch("blob", expected.0, actual));
+        }
+        match self.options.expect_diff_id {
+            Some(expected) if expected != diff_id => Err(mismatch("diff-id", expected.0, diff_id.0)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The second thread: the digest of everything.
+fn hash(chunks: &Receiver<Item>, spare: &crossbeam_channel::Sender<Vec<u8>>) -> Digest {
+    let mut hasher = Hasher::new();
+    // A broken stream is reported by the parser, which gets the same.
+    while let Ok(Ok(chunk)) = chunks.recv() {
+        hasher.update(&chunk);
+        recycle(chunk, spare);
+    }
+    hasher.finish()
+}
+
+fn join<T>(result: thread::Result<T>) -> Result<T> {
+    match result {
+        Ok(value) => Ok(value),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}

@@ -1,0 +1,285 @@
+//! Entries of a tar: headers put together with the extensions before them.
+
+use super::fault::{Fault, Result};
+use super::header::{Header, is_header};
+use super::pax::Extensions;
+use super::sparse::{self, Segment};
+use super::stream::{BLOCK, Stream};
+use crate::tree::Timestamp;
+
+/// Longest extended header, long name or long link: as long as Go's archive/tar, which all engines use, takes.
+const EXTENSION_MAX: u64 = 1 << 20;
+
+/// What an entry makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EntryKind {
+    File,
+    HardLink,
+    Symlink,
+    CharDevice,
+    BlockDevice,
+    Directory,
+    Fifo,
+}
+
+/// An entry. Its contents are what the stream has next.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Where its header, the first if there are several, begins.
+    pub(super) offset: u64,
+    pub(super) path: Vec<u8>,
+    pub(super) kind: EntryKind,
+    pub(super) link: Vec<u8>,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) device: (u32, u32),
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes of the file.
+    pub(super) size: u64,
+    /// Bytes of it in the stream.
+    pub(super) stored: u64,
+    /// Bytes to the next block behind them.
+    sparse_map_bytes: u64,
+    pub(super) sparse: Option<Vec<Segment>>,
+}
+
+/// A part of a file's contents.
+pub(super) enum Piece<'a> {
+    Data(&'a [u8]),
+    /// So many zeros.
+    Hole(u64),
+}
+
+/// Reads entry after entry. The contents of each must be taken before the next is asked for.
+pub(super) struct Entries {
+    stream: Stream,
+    /// Global extended headers so far.
+    global: Extensions,
+    /// A block that was looked at and belongs to the next entry.
+    ahead: Option<[u8; BLOCK]>,
+    count: u64,
+}
+
+/// What stands before an entry's own header.
+#[derive(Default)]
+struct Preface {
+    offset: Option<u64>,
+    extensions: Option<Extensions>,
+    long_path: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+}
+
+impl Entries {
+    pub(super) fn new(stream: Stream) -> Entries {
+        Entries { stream, global: Extensions::default(), ahead: None, count: 0 }
+    }
+
+    /// Entries returned so far.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The next entry. `None` at the end of the archive: two zero blocks, or the end of the stream.
+    pub(super) fn next(&mut self) -> Result<Option<Entry>> {
+        let mut preface = Preface::default();
+        loop {
+            let offset = self.block_offset();
+            let Some(block) = self.next_block(&preface)? else { return Ok(None) };
+            let header = Header::parse(&block).map_err(|reason| Fault::bad(b"", offset, reason))?;
+            preface.offset.get_or_insert(offset);
+            if !self.read_preface(&header, offset, &mut preface)? {
+                let entry = self.assemble(&header, offset, preface);
+                return entry.map(Some).map_err(|fault| fault.within(&header.path()));
+            }
+        }
+    }
+
+    fn block_offset(&self) -> u64 {
+        self.stream.offset() - if self.ahead.is_some() { BLOCK as u64 } else { 0 }
+    }
+
+    fn next_block(&mut self, preface: &Preface) -> Result<Option<[u8; BLOCK]>> {
+        let block = match self.ahead.take() {
+            Some(block) => Some(block),
+            None => self.stream.block()?,
+        };
+        let end = match block {
+            None => true,
+            Some(block) if block == [0; BLOCK] => {
+                let second = self.stream.block()?;
+                if second.is_some_and(|second| second != [0; BLOCK]) {
+                    return Err(Fault::bad(b"", self.stream.offset() - BLOCK as u64, "a lone zero block"));
+                }
+                true
+            }
+            Some(_) => false,
+        };
+        if !end {
+            return Ok(block);
+        }
+        if let Some(offset) = preface.offset {
+            return Err(Fault::bad(b"", offset, "the tar is truncated: an extended header without its entry"));
+        }
+        Ok(None)
+    }
+
+    /// Takes in a header that only says something about a later one. False if this one is an entry's own.
+    fn read_preface(&mut self, header: &Header<'_>, offset: u64, preface: &mut Preface) -> Result<bool> {
+        let kind = header.kind();
+        if !matches!(kind, b'x' | b'X' | b'g' | b'L' | b'K' | b'V') {
+            return Ok(false);
+        }
+        let bad = |reason: String| Fault::bad(b"", offset, reason);
+        let size = u64::try_from(header.size().map_err(bad)?).map_err(|_| bad("a negative size".into()))?;
+        if size > EXTENSION_MAX {
+            return Err(bad(format!("an extended header of {size} bytes, over {EXTENSION_MAX}")));
+        }
+        let mut bytes = self.stream.take(size)?;
+        self.stream.pad(size)?;
+        match kind {
+            b'g' => {
+                self.global.read(&bytes).map_err(bad)?;
+                if self.global.bytes() > EXTENSION_MAX {
+                    return Err(bad(format!("global extended headers of over {EXTENSION_MAX} bytes")));
+                }
+            }
+            b'x' | b'X' => {
+                let global = &self.global;
+                preface.extensions.get_or_insert_with(|| global.clone()).read(&bytes).map_err(bad)?;
+            }
+            b'L' | b'K' => {
+                bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
+                let target = if kind == b'L' { &mut preface.long_path } else { &mut preface.long_link };
+                *target = Some(bytes);
+            }
+            // A volume label.
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    fn assemble(&mut self, header: &Header<'_>, offset: u64, preface: Preface) -> Result<Entry> {
+        self.count += 1;
+        let offset = preface.offset.unwrap_or(offset);
+        let extensions = preface.extensions.unwrap_or_else(|| self.global.clone());
+        let bad = |reason: String| Fault::bad(b"", offset, reason);
+        let mut path = extensions.path.or(preface.long_path).unwrap_or_else(|| header.path());
+        let kind = kind(header.kind(), &path).map_err(|reason| Fault::bad(&path, offset, reason))?;
+        let id = |given: Option<i64>, own: Result<i64, String>, what: &str| {
+            let id = given.map_or(own, Ok).map_err(bad)?;
+            // The kernel takes 2^32-1 for "no id".
+            let fits = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+            fits.ok_or_else(|| bad(format!("{what} {id} is out of range")))
+        };
+        let size = match extensions.size {
+            Some(size) => size,
+            None => u64::try_from(header.size().map_err(bad)?).map_err(|_| bad("the size is negative".into()))?,
+        };
+        let mut entry = Entry {
+            offset,
+            kind,
+            link: extensions.link.or(preface.long_link).unwrap_or_else(|| header.link().to_vec()),
+            mode: header.mode().map_err(bad)?,
+            uid: id(extensions.uid, header.uid(), "uid")?,
+            gid: id(extensions.gid, header.gid(), "gid")?,
+            mtime: extensions.mtime.map_or_else(|| header.mtime(), Ok).map_err(bad)?,
+            device: (0, 0),
+            xattrs: extensions.xattrs,
+            size,
+            stored: size,
+            sparse_map_bytes: 0,
+            sparse: None,
+            path: Vec::new(),
+        };
+        if matches!(kind, EntryKind::CharDevice | EntryKind::BlockDevice) {
+            let (major, minor) = header.device().map_err(bad)?;
+            let number = |given: Option<i64>, own: i64| {
+                u32::try_from(given.unwrap_or(own)).map_err(|_| bad("the device number is out of range".into()))
+            };
+            entry.device = (number(extensions.major, major)?, number(extensions.minor, minor)?);
+        }
+        if kind != EntryKind::File {
+            self.skip_needless(&mut entry)?;
+        } else if header.kind() == b'S' {
+            let (map, real_size) = sparse::read_gnu(header, &mut self.stream)?;
+            entry.size = real_size;
+            entry.sparse = Some(map);
+        } else if extensions.sparse.is_sparse() {
+            if extensions.sparse.major.unwrap_or(0) >= 1 {
+                let (map, bytes) = sparse::read_pax_1_0(&mut self.stream, size)?;
+                entry.stored -= bytes;
+                entry.sparse_map_bytes = bytes;
+                entry.sparse = Some(map);
+            } else {
+                entry.sparse = extensions.sparse.map;
+            }
+            entry.size = extensions.sparse.real_size.unwrap_or(size);
+            path = extensions.sparse.name.unwrap_or(path);
+        }
+        if let Some(map) = &entry.sparse {
+            sparse::check(map, entry.size, entry.stored).map_err(bad)?;
+        } else {
+            entry.size = entry.stored;
+        }
+        entry.path = path;
+        Ok(entry)
+    }
+
+    /// Only regular files have contents. Some writers give hard links their file's size, and most of those write no
+    /// contents: they are there if what follows is no header.
+    fn skip_needless(&mut self, entry: &mut Entry) -> Result<()> {
+        let claimed = std::mem::take(&mut entry.stored);
+        entry.size = 0;
+        if claimed == 0 || entry.kind != EntryKind::HardLink {
+            return Ok(());
+        }
+        let Some(block) = self.stream.block()? else { return Ok(()) };
+        if block == [0; BLOCK] || is_header(&block) {
+            self.ahead = Some(block);
+            return Ok(());
+        }
+        self.stream.each(claimed.saturating_sub(BLOCK as u64), |_| Ok(()))?;
+        if claimed > BLOCK as u64 { self.stream.pad(claimed) } else { Ok(()) }
+    }
+
+    /// Hands the contents of the entry that was returned last to `sink`.
+    pub(super) fn contents(&mut self, entry: &Entry, mut sink: impl FnMut(Piece<'_>) -> Result<()>) -> Result<()> {
+        if let Some(segments) = &entry.sparse {
+            let mut at = 0;
+            for segment in segments {
+                if segment.offset > at {
+                    sink(Piece::Hole(segment.offset - at))?;
+                }
+                self.stream.each(segment.bytes, |bytes| sink(Piece::Data(bytes)))?;
+                at = segment.offset + segment.bytes;
+            }
+            if entry.size > at {
+                sink(Piece::Hole(entry.size - at))?;
+            }
+        } else {
+            self.stream.each(entry.stored, |bytes| sink(Piece::Data(bytes)))?;
+        }
+        self.stream.pad(entry.stored)
+    }
+
+    /// Reads what is behind the end of the archive.
+    pub(super) fn drain(&mut self) -> Result<()> {
+        self.stream.drain()
+    }
+}
+
+fn kind(kind: u8, path: &[u8]) -> Result<EntryKind, String> {
+    Ok(match kind {
+        b'0' | 0 | b'7' if path.ends_with(b"/") => EntryKind::Directory,
+        b'0' | 0 | b'7' | b'S' => EntryKind::File,
+        b'1' => EntryKind::HardLink,
+        b'2' => EntryKind::Symlink,
+        b'3' => EntryKind::CharDevice,
+        b'4' => EntryKind::BlockDevice,
+        b'5' => EntryKind::Directory,
+        b'6' => EntryKind::Fifo,
+        other => return Err(format!("unknown entry type '{}'", other.escape_ascii())),
+    })
+}

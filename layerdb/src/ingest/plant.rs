@@ -1,0 +1,382 @@
+//! Growing a layer's tree from the entries of its tar.
+//!
+//! An entry's name never becomes a path of the host: it is a walk through the tree being built. A parent that is a
+//! symbolic link in this layer is followed there, as an engine that unpacks the layer into a directory of its own
+//! does; `..` in a link's target stops at the root. A parent that the layer doesn't list is implied: it takes its
+//! attributes from the layers below when they are merged.
+
+use std::collections::HashMap;
+
+use super::entry::{Entries, Entry, EntryKind};
+use super::fault::{Fault, Result, shown};
+use super::{Limits, contents};
+use crate::error::Error;
+use crate::object::Staging;
+use crate::tree::{Attributes, Body, Builder, FileKind, NAME_MAX, NodeId, TARGET_MAX, representable, whiteout};
+
+/// Longest name of an entry: what a system call could be given (`PATH_MAX` without its NUL).
+const PATH_MAX: usize = 4095;
+
+/// Symbolic links followed for one name, as in path_resolution(7).
+const LINKS_FOLLOWED_MAX: u32 = 40;
+
+/// Memory counted for an entry beside its name.
+const ENTRY_BYTES: u64 = 48;
+
+const WHITEOUT: &[u8] = b".wh.";
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// A layer's tree, growing.
+pub(super) struct Plant<'a> {
+    builder: Builder,
+    limits: &'a Limits,
+    /// Targets of the symbolic links so far.
+    symlinks: HashMap<NodeId, Box<[u8]>>,
+    /// Hard links whose target hasn't come yet.
+    pending: Vec<Pending>,
+    /// Bytes of names, targets and attributes, to be limited.
+    metadata_bytes: u64,
+    pub(super) content_bytes: u64,
+    /// The first attribute that was left out.
+    pub(super) dropped_xattr: Option<String>,
+}
+
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+struct Pending {
+    dir: NodeId,
+    name: Box<[u8]>,
+    target: Box<[u8]>,
+    path: Box<[u8]>,
+    offset: u64,
+}
+
+impl<'a> Plant<'a> {
+    pub(super) fn new(builder: Builder, limits: &'a Limits) -> Plant<'a> {
+        Plant {
+            builder,
+            limits,
+            symlinks: HashMap::new(),
+            pending: Vec::new(),
+            metadata_bytes: 0,
+            content_bytes: 0,
+            dropped_xattr: None,
+        }
+    }
+
+    /// Takes in an entry and its contents.
+    pub(super) fn add(&mut self, entry: Entry, entries: &mut Entries, staging: &mut Staging) -> Result<()> {
+        let (path, offset) = (entry.path.clone(), entry.offset);
+        self.place(entry, entries, staging).map_err(|fault| locate(fault, &path, offset))
+    }
+
+    fn place(&mut self, mut entry: Entry, entries: &mut Entries, staging: &mut Staging) -> Result<()> {
+        self.count(&entry, entries)?;
+        let xattrs = std::mem::take(&mut entry.xattrs);
+        let parts = split(&entry.path).map_err(|reason| Fault::bad(b"", entry.offset, reason))?;
+        let Some((name, parents)) = parts.split_last() else { return self.place_root(&entry, xattrs) };
+        if parts.iter().any(|part| part.starts_with(WHITEOUT_META) && *part != OPAQUE) {
+            // Bookkeeping of aufs.
+            return entries.contents(&entry, |_| Ok(()));
+        }
+        let dir = self.directory(self.builder.root(), parents, &mut 0, entry.offset)?;
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            self.place_whiteout(dir, name, hidden, entry.offset)?;
+            return entries.contents(&entry, |_| Ok(()));
+        }
+        if entry.kind == EntryKind::HardLink {
+            return self.place_link(dir, name, &entry);
+        }
+        let body = match entry.kind {
+            EntryKind::File => {
+                let body = contents::read(&entry, entries, staging)?;
+                self.content_bytes += entry.size;
+                body
+            }
+            EntryKind::Symlink => Body::Symlink(entry.link.clone()),
+            _ => Body::None,
+        };
+        let target = (entry.kind == EntryKind::Symlink).then(|| entry.link.clone().into_boxed_slice());
+        let attributes = self.attributes(&entry, xattrs)?;
+        let node = self.builder.insert(dir, name, attributes, body)?;
+        if let Some(target) = target {
+            self.symlinks.insert(node, target);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, entry: &Entry, entries: &Entries) -> Result<()> {
+        let bad = |reason| Err(Fault::bad(b"", entry.offset, reason));
+        if entries.count() > self.limits.entries {
+            return bad(format!("over {} entries", self.limits.entries));
+        }
+        let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.metadata_bytes += (entry.path.len() + entry.link.len() + xattrs) as u64 + ENTRY_BYTES;
+        if self.metadata_bytes > self.limits.metadata_bytes {
+            return bad(format!("over {} bytes of names and attributes", self.limits.metadata_bytes));
+        }
+        if entry.kind == EntryKind::File && self.content_bytes + entry.size > self.limits.content_bytes {
+            return bad(format!("over {} bytes of file contents", self.limits.content_bytes));
+        }
+        Ok(())
+    }
+
+    fn place_root(&mut self, entry: &Entry, xattrs: Xattrs) -> Result<()> {
+        if entry.kind != EntryKind::Directory {
+            return Err(Fault::bad(b"", entry.offset, "the root can only be a directory"));
+        }
+        let attributes = self.attributes(entry, xattrs)?;
+        self.builder.set_attributes(self.builder.root(), attributes)?;
+        Ok(())
+    }
+
+    fn place_whiteout(&mut self, dir: NodeId, name: &[u8], hidden: &[u8], offset: u64) -> Result<()> {
+        if name == OPAQUE {
+            self.builder.set_opaque(dir)?;
+        } else if matches!(hidden, b"" | b"." | b"..") {
+            return Err(Fault::bad(b"", offset, "a whiteout of no name"));
+        } else {
+            self.builder.whiteout(dir, hidden)?;
+        }
+        Ok(())
+    }
+
+    fn place_link(&mut self, dir: NodeId, name: &[u8], entry: &Entry) -> Result<()> {
+        let bad = |reason: String| Fault::bad(b"", entry.offset, reason);
+        let target =
+            split(&entry.link).map_err(|reason| bad(format!("hard link to {}: {reason}", shown(&entry.link))))?;
+        match self.find(&target) {
+            Some(node) if self.builder.child(dir, name) == Some(node) => Ok(()),
+            Some(node) => self.link(dir, name, node, &entry.link, entry.offset),
+            None => {
+                self.builder.remove(dir, name);
+                self.pending.push(Pending {
+                    dir,
+                    name: name.into(),
+                    target: entry.link.as_slice().into(),
+                    path: entry.path.as_slice().into(),
+                    offset: entry.offset,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn link(&mut self, dir: NodeId, name: &[u8], node: NodeId, target: &[u8], offset: u64) -> Result<()> {
+        if self.builder.kind(node) == FileKind::Directory {
+            return Err(Fault::bad(b"", offset, format!("hard link to {}, which is a directory", shown(target))));
+        }
+        if self.builder.is_whiteout(node) {
+            return Err(Fault::bad(b"", offset, format!("hard link to {}, which is a whiteout", shown(target))));
+        }
+        Ok(self.builder.link(dir, name, node)?)
+    }
+
+    /// Makes the hard links whose targets came later. A target may itself be such a link.
+    pub(super) fn finish(mut self) -> Result<Builder> {
+        loop {
+            let before = self.pending.len();
+            for pending in std::mem::take(&mut self.pending) {
+                let target = split(&pending.target).unwrap_or_default();
+                let Some(node) = self.find(&target) else {
+                    self.pending.push(pending);
+                    continue;
+                };
+                if self.builder.child(pending.dir, &pending.name).is_none() {
+                    self.link(pending.dir, &pending.name, node, &pending.target, pending.offset)
+                        .map_err(|fault| locate(fault, &pending.path, pending.offset))?;
+                }
+            }
+            if let Some(first) = self.pending.first() {
+                if self.pending.len() == before {
+                    let reason = format!("hard link to {}, which the layer doesn't have", shown(&first.target));
+                    return Err(Fault::bad(&first.path, first.offset, reason));
+                }
+            } else {
+                return Ok(self.builder);
+            }
+        }
+    }
+
+    /// The directory that a walk from `dir` ends in; what is missing on the way is implied.
+    fn directory(&mut self, dir: NodeId, parts: &[&[u8]], followed: &mut u32, offset: u64) -> Result<NodeId> {
+        let mut walk = Walk { at: vec![dir], followed: *followed };
+        for part in parts {
+            self.step(&mut walk, part, offset)?;
+        }
+        *followed = walk.followed;
+        Ok(walk.here(self.builder.root()))
+    }
+
+    fn step(&mut self, walk: &mut Walk, part: &[u8], offset: u64) -> Result<()> {
+        let dir = walk.here(self.builder.root());
+        let Some(node) = self.builder.child(dir, part).filter(|node| !self.builder.is_whiteout(*node)) else {
+            walk.at.push(self.builder.implied_directory(dir, part)?);
+            return Ok(());
+        };
+        match self.builder.kind(node) {
+            FileKind::Directory => {
+                walk.at.push(node);
+                Ok(())
+            }
+            FileKind::Symlink => {
+                walk.followed += 1;
+                if walk.followed > LINKS_FOLLOWED_MAX {
+                    return Err(Fault::bad(b"", offset, "its parents are a loop of symbolic links"));
+                }
+                let target = self.symlinks.get(&node).cloned().unwrap_or_default();
+                if target.first() == Some(&b'/') {
+                    walk.at.truncate(1);
+                }
+                for part in target.split(|byte| *byte == b'/') {
+                    match part {
+                        b"" | b"." => {}
+                        b".." => walk.up(),
+                        part => self.step(walk, part, offset)?,
+                    }
+                }
+                Ok(())
+            }
+            _ => Err(Fault::bad(b"", offset, format!("its parent {} is not a directory", shown(part)))),
+        }
+    }
+
+    /// What a name stands for, following links among its parents only. `None` if it isn't there.
+    fn find(&self, parts: &[&[u8]]) -> Option<NodeId> {
+        let root = self.builder.root();
+        let Some((name, parents)) = parts.split_last() else { return Some(root) };
+        let mut walk = Walk { at: vec![root], followed: 0 };
+        for part in parents {
+            self.follow(&mut walk, part)?;
+        }
+        self.builder.child(walk.here(root), name)
+    }
+
+    fn follow(&self, walk: &mut Walk, part: &[u8]) -> Option<()> {
+        let node = self.builder.child(walk.here(self.builder.root()), part)?;
+        match self.builder.kind(node) {
+            FileKind::Directory => walk.at.push(node),
+            FileKind::Symlink => {
+                walk.followed += 1;
+                if walk.followed > LINKS_FOLLOWED_MAX {
+                    return None;
+                }
+                let target = self.symlinks.get(&node)?;
+                if target.first() == Some(&b'/') {
+                    walk.at.truncate(1);
+                }
+                for part in target.split(|byte| *byte == b'/') {
+                    match part {
+                        b"" | b"." => {}
+                        b".." => walk.up(),
+                        part => self.follow(walk, part)?,
+                    }
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// The attributes an entry gives, without extended ones that no Linux filesystem would take.
+    fn attributes(&mut self, entry: &Entry, mut xattrs: Xattrs) -> Result<Attributes> {
+        let bad = |reason: String| Fault::bad(b"", entry.offset, reason);
+        let (kind, mode) = match entry.kind {
+            EntryKind::File | EntryKind::HardLink => (FileKind::Regular, entry.mode),
+            EntryKind::Directory => (FileKind::Directory, entry.mode),
+            EntryKind::Symlink => {
+                if entry.link.is_empty() || entry.link.len() > TARGET_MAX || entry.link.contains(&0) {
+                    return Err(bad(format!("a symbolic link to {} bytes", entry.link.len())));
+                }
+                (FileKind::Symlink, 0o777)
+            }
+            EntryKind::CharDevice if entry.device == (0, 0) => return Ok(whiteout()),
+            EntryKind::CharDevice => (FileKind::CharDevice, entry.mode),
+            EntryKind::BlockDevice => (FileKind::BlockDevice, entry.mode),
+            EntryKind::Fifo => (FileKind::Fifo, entry.mode),
+        };
+        xattrs.retain(|(name, _)| {
+            let kept = self::kept(name, kind);
+            if !kept && self.dropped_xattr.is_none() {
+                self.dropped_xattr = Some(format!("{} of {}", shown(name), shown(&entry.path)));
+            }
+            kept
+        });
+        Ok(Attributes {
+            mode: kind.mode_bits() | mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            rdev: rustix::fs::makedev(entry.device.0, entry.device.1),
+            xattrs,
+        })
+    }
+}
+
+/// What the kernel would refuse on such a file is left out (xattr(7), "User extended attributes"), and so is what
+/// Mica keeps on the files of an upper directory.
+fn kept(name: &[u8], kind: FileKind) -> bool {
+    if name.starts_with(b"user.") && !matches!(kind, FileKind::Regular | FileKind::Directory) {
+        return false;
+    }
+    representable(name) && !name.starts_with(b"trusted.mica.") && !name.starts_with(b"user.mica.")
+}
+
+/// Where a walk through the tree is: the directories from the root.
+struct Walk {
+    at: Vec<NodeId>,
+    followed: u32,
+}
+
+impl Walk {
+    fn here(&self, root: NodeId) -> NodeId {
+        self.at.last().copied().unwrap_or(root)
+    }
+
+    fn up(&mut self) {
+        if self.at.len() > 1 {
+            self.at.pop();
+        }
+    }
+}
+
+/// The components of a name; `.` and empty ones say nothing.
+fn split(path: &[u8]) -> Result<Vec<&[u8]>, String> {
+    if path.first() == Some(&b'/') {
+        return Err("the name is absolute".into());
+    }
+    if path.len() > PATH_MAX {
+        return Err(format!("the name has {} bytes, over {PATH_MAX}", path.len()));
+    }
+    if path.is_empty() {
+        return Err("the name is empty".into());
+    }
+    let mut parts = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err("the name has a component '..'".into()),
+            part if part.contains(&0) => return Err("the name contains NUL".into()),
+            part if part.len() > NAME_MAX => {
+                return Err(format!("a component of the name has {} bytes, over {NAME_MAX}", part.len()));
+            }
+            part => parts.push(part),
+        }
+    }
+    Ok(parts)
+}
+
+/// Adds the entry's name and offset to what doesn't have them; what the tree refuses is the layer's fault.
+fn locate(fault: Fault, path: &[u8], offset: u64) -> Fault {
+    match fault {
+        Fault::Store(
+            error @ (Error::InvalidName { .. }
+            | Error::InvalidNode { .. }
+            | Error::XattrNamespace { .. }
+            | Error::XattrTooLong { .. }
+            | Error::TreeTooLarge { .. }),
+        ) => Fault::bad(path, offset, error.to_string()),
+        other => other.within(path),
+    }
+}

@@ -1,0 +1,304 @@
+//! Objects: contents of regular files, named by their sha256, each stored once.
+//!
+//! A [`Staging`] is a private directory below `tmp/` in which one piece of work collects what it will publish.
+//! Publishing has four steps: every byte is made durable, the files are renamed to their names, the names are made
+//! durable, and only then may the caller commit metadata that names them. So whatever lies below `objects/` is whole,
+//! at every instant and after every power cut, and may be reused without looking at its bytes; what a crash leaves
+//! is in `tmp/`, or an object that no layer names and that garbage collection takes.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::digest::{Hasher, ObjectId};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::store::claims::Hold;
+
+/// Up to this many files are synced one by one, more with one syncfs(2): that one has to wait for everybody's
+/// writes on the filesystem, not just ours.
+const SYNC_ONE_BY_ONE: usize = 8;
+
+/// Objects collected before they are published together. Bounds memory (40 bytes each, and a map of them) and the
+/// size of the staging directory.
+const BATCH: usize = 16 << 10;
+
+/// Where the object lies below the store's root.
+pub(crate) fn path(id: ObjectId) -> PathBuf {
+    Path::new("objects").join(id.relative_path())
+}
+
+/// A private directory of files to be published, removed with all that is in it when dropped.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    store: Arc<Store>,
+    hold: Hold,
+    directory: PathBuf,
+    next: u64,
+    objects: Vec<Staged>,
+    /// Objects of this batch, so that equal files of one layer are written once.
+    index: HashMap<ObjectId, u64>,
+    /// Other files: temporary and final path.
+    files: Vec<(PathBuf, PathBuf)>,
+    new_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Staged {
+    id: ObjectId,
+    size: u64,
+    number: u64,
+}
+
+impl Staging {
+    /// Makes the directory. Objects this staging finds or makes are claimed by `hold`.
+    pub(crate) fn new(store: &Arc<Store>, hold: Hold) -> Result<Staging> {
+        let directory = store.new_temporary();
+        store
+            .disk()
+            .create_dir(&directory)
+            .map_err(Error::io(format!("create {}", store.root().join(&directory).display())))?;
+        Ok(Staging {
+            store: Arc::clone(store),
+            hold,
+            directory,
+            next: 0,
+            objects: Vec::new(),
+            index: HashMap::new(),
+            files: Vec::new(),
+            new_bytes: 0,
+        })
+    }
+
+    /// The claims of this work, to be kept until its metadata is committed.
+    pub(crate) fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    /// Ends the work, but keeps its claims.
+    pub(crate) fn into_hold(self) -> Hold {
+        // The directory goes with `self`.
+        let claims = Arc::clone(&self.store.claims);
+        claims.continue_hold(&self.hold)
+    }
+
+    /// Bytes of objects that were not in the store before.
+    pub(crate) fn new_bytes(&self) -> u64 {
+        self.new_bytes
+    }
+
+    /// Makes a file that [`Staging::publish`] will move to `target`, over what is there.
+    pub(crate) fn create(&mut self, target: PathBuf) -> Result<File> {
+        let (path, file) = self.create_temporary()?;
+        self.files.push((path, target));
+        Ok(file)
+    }
+
+    /// Stores an object whose bytes are at hand.
+    pub(crate) fn add(&mut self, id: ObjectId, bytes: &[u8]) -> Result<()> {
+        if self.have(id, bytes.len() as u64)? {
+            return Ok(());
+        }
+        let number = self.next;
+        let (_, file) = self.create_temporary()?;
+        self.store.disk().write(&file, bytes).map_err(Error::io(format!("write object {id}")))?;
+        drop(file);
+        self.adopt(Staged { id, size: bytes.len() as u64, number })
+    }
+
+    /// Begins an object whose bytes come in pieces.
+    pub(crate) fn begin(&mut self) -> Result<Writer> {
+        let number = self.next;
+        let (_, file) = self.create_temporary()?;
+        Ok(Writer { file, number, hasher: Hasher::new(), size: 0, hole: false })
+    }
+
+    /// Appends to an object.
+    pub(crate) fn write(&self, writer: &mut Writer, bytes: &[u8]) -> Result<()> {
+        writer.hasher.update(bytes);
+        writer.size += bytes.len() as u64;
+        writer.hole = false;
+        self.store.disk().write(&writer.file, bytes).map_err(Error::io("write an object"))
+    }
+
+    /// Appends zeros to an object without giving them blocks on the disk.
+    pub(crate) fn skip(writer: &mut Writer, bytes: u64) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut left = bytes;
+        while left > 0 {
+            let piece = left.min(ZEROS.len() as u64);
+            writer.hasher.update(&ZEROS[..piece as usize]);
+            left -= piece;
+        }
+        writer.size += bytes;
+        writer.hole |= bytes > 0;
+        (&writer.file).seek(SeekFrom::Start(writer.size)).map_err(Error::io("write an object"))?;
+        Ok(())
+    }
+
+    /// Ends an object and gives its name.
+    pub(crate) fn finish(&mut self, mut writer: Writer) -> Result<(ObjectId, u64)> {
+        if writer.hole {
+            // A hole at the end has no length of its own: its last byte is written.
+            (&writer.file).seek(SeekFrom::Start(writer.size - 1)).map_err(Error::io("write an object"))?;
+            self.store.disk().write(&writer.file, &[0]).map_err(Error::io("write an object"))?;
+        }
+        let id = ObjectId(std::mem::take(&mut writer.hasher).finish());
+        if self.have(id, writer.size)? {
+            self.discard(writer.number)?;
+        } else {
+            self.adopt(Staged { id, size: writer.size, number: writer.number })?;
+        }
+        Ok((id, writer.size))
+    }
+
+    /// True if the object is in the store or staged already; it is claimed then.
+    fn have(&self, id: ObjectId, size: u64) -> Result<bool> {
+        if self.index.contains_key(&id) {
+            return Ok(true);
+        }
+        let found = self.hold.object(id, || disk::stat(self.store.disk(), &path(id)));
+        let found = found.map_err(Error::io(format!("look for object {id}")))?;
+        Ok(found.is_some_and(|stat| stat.st_size as u64 == size))
+    }
+
+    fn adopt(&mut self, staged: Staged) -> Result<()> {
+        self.new_bytes += staged.size;
+        self.index.insert(staged.id, staged.number);
+        self.objects.push(staged);
+        if self.objects.len() >= BATCH { self.publish_objects() } else { Ok(()) }
+    }
+
+    fn create_temporary(&mut self) -> Result<(PathBuf, File)> {
+        let path = self.temporary(self.next);
+        self.next += 1;
+        let file = self.store.disk().create(&path).map_err(Error::io(format!("create {}", path.display())))?;
+        Ok((path, file))
+    }
+
+    fn temporary(&self, number: u64) -> PathBuf {
+        self.directory.join(number.to_string())
+    }
+
+    fn discard(&self, number: u64) -> Result<()> {
+        let path = self.temporary(number);
+        self.store.disk().remove(&path).map_err(Error::io(format!("remove {}", path.display())))
+    }
+
+    /// Publishes all, durably.
+    pub(crate) fn publish(&mut self) -> Result<()> {
+        let mut temporaries: Vec<PathBuf> = self.objects.iter().map(|staged| self.temporary(staged.number)).collect();
+        temporaries.extend(self.files.iter().map(|(temporary, _)| temporary.clone()));
+        self.sync_files(&temporaries)?;
+        let mut directories = self.rename_objects()?;
+        for (temporary, target) in std::mem::take(&mut self.files) {
+            let action = || format!("publish {}", target.display());
+            self.store.disk().replace(&temporary, &target).map_err(Error::io(action()))?;
+            directories.extend(target.parent().map(Path::to_path_buf));
+        }
+        self.sync_directories(directories)
+    }
+
+    fn publish_objects(&mut self) -> Result<()> {
+        let temporaries: Vec<PathBuf> = self.objects.iter().map(|staged| self.temporary(staged.number)).collect();
+        self.sync_files(&temporaries)?;
+        let directories = self.rename_objects()?;
+        self.sync_directories(directories)
+    }
+
+    fn sync_files(&self, paths: &[PathBuf]) -> Result<()> {
+        if paths.len() > SYNC_ONE_BY_ONE {
+            return self.store.sync_all();
+        }
+        for path in paths {
+            let file = disk::open(self.store.disk(), path)
+                .and_then(|file| file.ok_or_else(|| io::ErrorKind::NotFound.into()))
+                .map_err(Error::io(format!("open {}", path.display())))?;
+            self.store.sync_file(&file)?;
+        }
+        Ok(())
+    }
+
+    fn sync_directories(&self, mut directories: Vec<PathBuf>) -> Result<()> {
+        directories.sort_unstable();
+        directories.dedup();
+        if directories.len() > SYNC_ONE_BY_ONE {
+            return self.store.sync_all();
+        }
+        directories.iter().try_for_each(|directory| self.store.sync_dir(directory))
+    }
+
+    /// Gives the staged objects their names; returns the directories that changed.
+    fn rename_objects(&mut self) -> Result<Vec<PathBuf>> {
+        let mut directories = Vec::new();
+        self.index.clear();
+        for staged in std::mem::take(&mut self.objects) {
+            let target = path(staged.id);
+            let parent = target.parent().unwrap_or(Path::new("objects")).to_path_buf();
+            let renamed = self.rename_object(&staged, &target, &parent, &mut directories);
+            renamed.map_err(Error::io(format!("publish object {}", staged.id)))?;
+            directories.push(parent);
+        }
+        Ok(directories)
+    }
+
+    fn rename_object(
+        &self,
+        staged: &Staged,
+        target: &Path,
+        parent: &Path,
+        directories: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
+        let disk = self.store.disk();
+        let temporary = self.temporary(staged.number);
+        loop {
+            match disk.publish(&temporary, target) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    match disk.create_dir(parent) {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                        _ => directories.push(PathBuf::from("objects")),
+                    }
+                    if disk::stat(disk, &temporary)?.is_none() {
+                        return Err(error);
+                    }
+                }
+                // Another ingest was first: its inode stays, since it may be open and in the page cache. One of
+                // the wrong size was damaged by somebody else and is replaced.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let whole = disk::stat(disk, target)?.is_some_and(|stat| stat.st_size as u64 == staged.size);
+                    return if whole { disk.remove(&temporary) } else { disk.replace(&temporary, target) };
+                }
+                renamed => return renamed,
+            }
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = disk::remove_tree(self.store.disk(), &self.directory) {
+            tracing::warn!(directory = %self.directory.display(), %error, "temporary directory stays until the next start");
+        }
+    }
+}
+
+/// An object being written.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    file: File,
+    number: u64,
+    hasher: Hasher,
+    size: u64,
+    /// The last bytes are a hole.
+    hole: bool,
+}
+
+impl Store {
+    /// Opens an object for reading its bytes. `None` if the store doesn't have it.
+    pub fn object(&self, id: ObjectId) -> Result<Option<File>> {
+        disk::open(self.disk(), &path(id)).map_err(Error::io(format!("open object {id}")))
+    }
+}

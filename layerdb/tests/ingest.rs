@@ -1,0 +1,35 @@
+//! Layers taken in from real tars.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use mica_layerdb::tree::Content;
+use mica_layerdb::{DiffId, Digest, IngestOptions, Store};
+use std::io::Write as _;
+
+#[test]
+fn smoke() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_dir_all("usr/include", "/usr/include/linux").unwrap();
+    let tar = builder.into_inner().unwrap();
+    let layer = store.ingest(&mut &tar[..], &IngestOptions { name: "one".into(), ..Default::default() }, &()).unwrap();
+    assert_eq!(layer.diff_id, DiffId(Digest::of(&tar)));
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(&tar).unwrap();
+    let gz = gz.finish().unwrap();
+    let again = store.ingest(&mut &gz[..], &IngestOptions::default(), &()).unwrap();
+    assert_eq!(again.new_bytes, 0);
+    let tree = store.chain(&[layer.diff_id]).unwrap();
+    let root = tree.inode(tree.root()).unwrap();
+    let usr = tree.lookup(&root, b"usr").unwrap().unwrap();
+    let usr = tree.inode(usr.nid).unwrap();
+    let include = tree.lookup(&usr, b"include").unwrap().unwrap();
+    let include = tree.inode(include.nid).unwrap();
+    let kvm = tree.lookup(&include, b"kvm.h").unwrap().unwrap();
+    let kvm = tree.inode(kvm.nid).unwrap();
+    let Content::Object(id) = tree.content(&kvm).unwrap() else { panic!() };
+    let bytes = std::fs::read(store.objects_path().join(id.relative_path())).unwrap();
+    assert_eq!(bytes, std::fs::read("/usr/include/linux/kvm.h").unwrap());
+    eprintln!("{layer:?}");
+    assert_eq!(std::fs::read_dir(directory.path().join("tmp")).unwrap().count(), 0);
+}
