@@ -1,1 +1,17 @@
-//! Mica.
+//! Mica's filesystem: a union of a read-only lower and a writable upper.
+//!
+//! Map of the crate: [`lower`] is what lies below (a chain tree with its [`objects`], or a stack of plain
+//! directories); [`upper`] is the writable directory in overlayfs' format; [`union`] puts them together, one
+//! file per family of operations, and is where to start reading (`union/lookup.rs`). Nothing of that needs a
+//! kernel. The FUSE adapter translates the kernel's messages into the union's operations and decides nothing.
+//! [`error`] is the one place that makes an errno of an error.
+
+pub mod error;
+pub mod inode;
+pub mod lower;
+pub mod objects;
+mod sys;
+
+pub use error::{Error, Result};
+pub use inode::{Attr, Caller, DirEntry, Fh, Ino, Opened, ROOT, SetAttr, SetTime};
+pub use objects::Objects;
