@@ -3,6 +3,10 @@
 
 #[path = "tree_file/erofs_utils.rs"]
 mod erofs_utils;
+#[path = "tree_file/golden.rs"]
+mod golden;
+#[path = "tree_file/hostile.rs"]
+mod hostile;
 #[path = "tree_file/kernel.rs"]
 mod kernel;
 #[path = "tree_file/merge.rs"]

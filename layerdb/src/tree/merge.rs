@@ -4,6 +4,7 @@
 //! whiteout hides and is not there itself; an opaque directory merges with nothing below. A merged directory
 //! has the attributes of the topmost layer that states them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
@@ -11,10 +12,9 @@ use std::sync::Arc;
 use super::graph::{Edge, Graph, Node, NodeBody};
 use super::names::NidSet;
 use super::read::{Inode, Tree};
-use super::xattr::{Own, Pair, XattrSet, XattrTable};
+use super::xattr::{Own, Pair, XattrSet, XattrTable, first_beyond_area, known_namespace};
 use super::{Content, FileKind, Nid, Timestamp, Written, encode_device};
 use crate::error::{Error, Result};
-use std::borrow::Cow;
 
 /// Writes the merged tree of `layers`, bottom first, to `out`, an empty file. Without layers it is an empty
 /// root directory.
@@ -210,6 +210,9 @@ impl<'a> Merge<'a> {
             }
             true
         })?;
+        if !pairs.iter().all(|pair| known_namespace(pair.index, &pair.name)) || first_beyond_area(&pairs).is_some() {
+            return Err(tree.corrupt(inode.nid, "the inode has attributes that no tree can hold"));
+        }
         pairs.sort_unstable();
         if pairs.windows(2).any(|pair| (pair[0].index, &pair[0].name) == (pair[1].index, &pair[1].name)) {
             return Err(tree.corrupt(inode.nid, "the inode has an attribute twice"));

@@ -12,7 +12,7 @@ use super::format::{
 use super::map::Bytes;
 use super::names::LinkIndex;
 use super::xattr::{self, Own};
-use super::{Content, FileKind, Nid, ROOT_NID, TARGET_MAX, Timestamp, decode_device};
+use super::{Content, FileKind, INLINE_MAX, Nid, ROOT_NID, TARGET_MAX, Timestamp, decode_device};
 use crate::digest::{Digest, ObjectId};
 use crate::error::{Error, Result};
 
@@ -194,8 +194,7 @@ impl Tree {
     }
 
     fn xattrs_offset(inode: &Inode) -> u64 {
-        // No overflow: the inode was read from within the file.
-        inode.nid.0 * SLOT as u64 + INODE_SIZE as u64
+        inode.nid.0.saturating_mul(SLOT as u64).saturating_add(INODE_SIZE as u64)
     }
 
     /// Bytes `[from, from + length)` of the inode's data, which must lie in one piece.
@@ -203,7 +202,7 @@ impl Tree {
         let tail = inode.size - inode.size % BLOCK as u64;
         let start = match inode.layout {
             Layout::Inline if from >= tail => {
-                Some(Self::xattrs_offset(inode) + u64::from(inode.xattr_area) + (from - tail))
+                Self::xattrs_offset(inode).checked_add(u64::from(inode.xattr_area) + (from - tail))
             }
             Layout::Inline if from + length > tail => None,
             Layout::Plain | Layout::Inline => Some(u64::from(inode.union) * BLOCK as u64 + from),
@@ -252,6 +251,9 @@ impl Tree {
         }
         match inode.layout {
             _ if inode.size == 0 => Ok(Content::Inline(&[])),
+            Layout::Plain | Layout::Inline if inode.size > INLINE_MAX => {
+                Err(self.corrupt(inode.nid, "the file's contents are too long to be in the tree"))
+            }
             Layout::Plain | Layout::Inline => self.data(inode, 0, inode.size).map(Content::Inline),
             Layout::Chunked => {
                 let (index, name) = Own::Redirect.disk_name();

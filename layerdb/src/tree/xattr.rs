@@ -167,6 +167,12 @@ pub(super) fn from_disk(index: u8, name: &[u8]) -> Option<Vec<u8>> {
     Some([*prefix, name].concat())
 }
 
+/// Whether an attribute on the disk is in a namespace that trees use.
+pub(super) fn known_namespace(index: u8, name: &[u8]) -> bool {
+    let acl = ACLS.iter().any(|(acl, _)| *acl == index);
+    if acl { name.is_empty() } else { !name.is_empty() && NAMESPACES.iter().any(|(namespace, _)| *namespace == index) }
+}
+
 /// Whether a tree can hold an attribute of this full name. Others (`system.*` but the ACLs, `com.apple.*`,
 /// ...) are what a Linux filesystem answers `EOPNOTSUPP` to.
 pub fn representable(name: &[u8]) -> bool {
@@ -176,7 +182,6 @@ pub fn representable(name: &[u8]) -> bool {
 /// Attributes in the disk's order (namespace, name), for an inode of `kind`.
 pub(super) fn encode_all(xattrs: Vec<(Vec<u8>, Vec<u8>)>, kind: FileKind) -> Result<Vec<Pair<'static>>> {
     let mut pairs: Vec<Pair<'static>> = Vec::with_capacity(xattrs.len());
-    let mut total = XATTR_HEADER_SIZE + OWN_RESERVE;
     for (full, value) in xattrs {
         let name = || full.escape_ascii().to_string();
         let too_long = |bytes: usize, reason| Error::XattrTooLong { name: name(), bytes: bytes as u64, reason };
@@ -197,15 +202,21 @@ pub(super) fn encode_all(xattrs: Vec<(Vec<u8>, Vec<u8>)>, kind: FileKind) -> Res
             Err(at) => pairs.insert(at, pair),
         }
     }
-    for pair in &pairs {
-        total += pair.disk_size();
-        if total > XATTR_AREA_MAX {
-            let name = pair.name.escape_ascii().to_string();
-            let reason = "the attributes of one inode have at most 262152 bytes";
-            return Err(Error::XattrTooLong { name, bytes: total as u64, reason });
-        }
+    if let Some(pair) = first_beyond_area(&pairs) {
+        let name = pair.name.escape_ascii().to_string();
+        let reason = "the attributes of one inode have 256 KiB at most";
+        return Err(Error::XattrTooLong { name, bytes: pair.disk_size() as u64, reason });
     }
     Ok(pairs)
+}
+
+/// The first of an inode's attributes that its area cannot hold for certain, that is if none was shared.
+pub(super) fn first_beyond_area<'p, 'a>(pairs: &'p [Pair<'a>]) -> Option<&'p Pair<'a>> {
+    let mut total = XATTR_HEADER_SIZE + OWN_RESERVE;
+    pairs.iter().find(|pair| {
+        total += pair.disk_size();
+        total > XATTR_AREA_MAX
+    })
 }
 
 /// Sets of attributes, each stored once.
