@@ -15,6 +15,7 @@ mod names;
 mod place;
 mod read;
 mod share;
+mod sink;
 mod write;
 mod xattr;
 

@@ -3,7 +3,6 @@
 //! Order on the disk: superblock and inodes (with inline data), blocks of data that is not inline, shared xattrs.
 
 use std::fs::File;
-use std::io::Write;
 
 use super::format::{
     BLOCK, CHUNK_SIZE, DIRENT_SIZE, INODE_SIZE, Layout, NULL_CHUNK, RawInode, SLOT, SUPER_OFFSET, SUPER_SIZE,
@@ -12,8 +11,8 @@ use super::format::{
 use super::graph::{Edge, Graph, Node, NodeBody};
 use super::place::{Place, Placer};
 use super::share::{XattrArea, Xattrs};
+use super::sink::Sink;
 use super::{FileKind, Written};
-use crate::digest::Hasher;
 use crate::error::{Error, Result};
 
 /// Writes the tree of `graph` to `out`, an empty file.
@@ -329,53 +328,4 @@ fn kind_of(node: &Node<'_>) -> FileKind {
 struct Scratch {
     area: XattrArea,
     data: Vec<u8>,
-}
-
-/// Bytes on their way to the file, hashed as they pass.
-struct Sink<'a> {
-    out: &'a mut File,
-    buffer: Vec<u8>,
-    hasher: Hasher,
-    flushed: u64,
-}
-
-impl<'a> Sink<'a> {
-    /// More than a block, so that the first one is complete when it leaves the buffer.
-    const BUFFER: usize = 1 << 20;
-
-    fn new(out: &'a mut File) -> Self {
-        Self { out, buffer: Vec::with_capacity(Self::BUFFER + BLOCK), hasher: Hasher::new(), flushed: 0 }
-    }
-
-    fn offset(&self) -> u64 {
-        self.flushed + self.buffer.len() as u64
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= Self::BUFFER { self.flush() } else { Ok(()) }
-    }
-
-    fn pad_to(&mut self, offset: u64) -> Result<()> {
-        debug_assert!(self.offset() <= offset, "the plan and the writer disagree");
-        let padded = self.buffer.len() + (offset - self.offset()) as usize;
-        self.buffer.resize(padded, 0);
-        if self.buffer.len() >= Self::BUFFER { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if self.flushed == 0 {
-            Superblock::seal(&mut self.buffer[..BLOCK]);
-        }
-        self.hasher.update(&self.buffer);
-        self.out.write_all(&self.buffer).map_err(Error::io("cannot write a tree"))?;
-        self.flushed += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn finish(mut self, inodes: u64) -> Result<Written> {
-        self.flush()?;
-        Ok(Written { digest: self.hasher.finish(), bytes: self.flushed, inodes })
-    }
 }

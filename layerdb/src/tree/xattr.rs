@@ -372,11 +372,4 @@ mod tests {
         let many: Vec<_> = (0..5).map(|n| (format!("user.{n}").into_bytes(), vec![0; 65_000])).collect();
         assert!(matches!(encode_all(many, FileKind::Regular), Err(Error::XattrTooLong { .. })));
     }
-
-    #[test]
-    fn filter_bit_is_the_one_that_erofs_computes() {
-        // `security.capability` and `system.posix_acl_access` as mkfs.erofs of composefs' era has them.
-        assert_eq!(filter_bit(SECURITY, b"capability"), 1 << (xxh32(b"capability", 0x25BB_E095) & 31));
-        assert_eq!(filter_bit(ACL_ACCESS, b""), 1 << (xxh32(b"", 0x25BB_E091) & 31));
-    }
 }

@@ -2,6 +2,7 @@
 //!
 //! `MICA_WRITE_GOLDEN=1` writes the files anew; a difference in a commit is a difference in the format.
 
+use std::fmt::Write;
 use std::io::{Read, Seek};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,7 +79,7 @@ fn inode_numbers_are_those_of_version_1() {
     while let Some(dir) = pending.pop() {
         for entry in tree.entries(&tree.inode(dir).unwrap(), 0).unwrap() {
             let entry = entry.unwrap();
-            numbers += &format!("{} {}/{}\n", entry.nid.0, dir.0, entry.name.escape_ascii());
+            writeln!(numbers, "{} {}/{}", entry.nid.0, dir.0, entry.name.escape_ascii()).unwrap();
             if entry.kind == mica_layerdb::tree::FileKind::Directory {
                 pending.push(entry.nid);
             }

@@ -329,7 +329,7 @@ fn merge_of_a_directory_listed_twice_is_refused() {
     bytes[at..at + 8].copy_from_slice(&one.to_le_bytes());
     reseal(&mut bytes);
     let tree = Arc::new(Tree::from_vec(bytes, "twice").unwrap());
-    let error = merge(&[tree.clone()], &mut tempfile::tempfile().unwrap()).unwrap_err();
+    let error = merge(std::slice::from_ref(&tree), &mut tempfile::tempfile().unwrap()).unwrap_err();
     assert!(error.to_string().contains("tree twice") && error.to_string().contains("more than one name"), "{error}");
 }
 

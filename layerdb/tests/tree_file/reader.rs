@@ -154,5 +154,5 @@ fn contents_up_to_the_limit_are_inline() {
     let tree = tree_of(&[file("f", vec![7; INLINE_MAX as usize])]);
     let inode = find(&tree, &split("f")).unwrap();
     assert_eq!(tree.content(&inode).unwrap(), Content::Inline(&[7; INLINE_MAX as usize]));
-    assert_eq!(tree.inode(Nid(1 << 60)).unwrap_err().to_string().contains("nid"), true);
+    assert!(tree.inode(Nid(1 << 60)).unwrap_err().to_string().contains("nid"));
 }
