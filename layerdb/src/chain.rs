@@ -72,6 +72,11 @@ impl Store {
         self.db().get_json(Family::Chains, key(id).as_bytes())
     }
 
+    /// The records of all chains whose trees are published.
+    pub fn chain_records(&self) -> Result<Vec<Chain>> {
+        Ok(self.db().scan_json(Family::Chains, b"")?.into_iter().map(|(_, chain)| chain).collect())
+    }
+
     /// Where the chain's tree file lies. The file is there once [`Store::chain`] has returned.
     pub fn chain_path(&self, id: ChainId) -> PathBuf {
         self.root().join(path(id))

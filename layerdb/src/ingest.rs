@@ -222,6 +222,8 @@ impl Ingest<'_> {
         let spool = self.store.scratch()?;
         let (grown, pumped, diff_id) = self.read(input, &mut staging, Builder::new(spool)?)?;
         self.compare(diff_id, pumped.digest)?;
+        // Claimed before its file appears, or a collection could take the file of an older record with it.
+        staging.hold().layer(diff_id, || ());
         let mut file = staging.create(layer::path(diff_id))?;
         let Written { digest, bytes, .. } = grown.builder.write(&mut file)?;
         drop(file);
@@ -241,7 +243,7 @@ impl Ingest<'_> {
         let mut batch = Batch::new();
         batch.put_json(Family::Layers, layer::key(diff_id).as_bytes(), &layer)?;
         self.store.pin(&mut batch, self.options.pin.as_deref(), diff_id)?;
-        staging.hold().layer(diff_id, || self.store.db().commit(batch))?;
+        self.store.db().commit(batch)?;
         self.store.forget_layer_tree(diff_id);
         Ok((layer, staging.into_hold()))
     }

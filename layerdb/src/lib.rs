@@ -18,12 +18,12 @@
 //! [`error`] says what can go wrong. Nothing in here needs root, FUSE or a network.
 
 pub mod chain;
-// pub mod df;
+pub mod df;
 pub mod digest;
 pub mod disk;
 pub mod error;
-// mod gc;
-// pub mod image;
+mod gc;
+pub mod image;
 pub mod ingest;
 mod layer;
 mod object;
@@ -32,8 +32,8 @@ pub mod tree;
 
 pub use digest::{BlobDigest, ChainId, DiffId, Digest, Hasher, ObjectId};
 pub use error::{Error, Kind, Result};
-// pub use gc::{GcOptions, GcReport};
-// pub use image::{Image, ImportSource};
+pub use gc::{GcOptions, GcReport};
+pub use image::{Image, ImportSource};
 pub use ingest::{Compression, IngestOptions, Limits, Progress};
 pub use layer::Layer;
 pub use store::{Batch, Db, Family, Hold, Store, StoreOptions};

@@ -12,7 +12,7 @@ use std::io::{self, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::digest::{Hasher, ObjectId};
+use crate::digest::{Digest, Hasher, ObjectId};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -300,5 +300,36 @@ impl Store {
     /// Opens an object for reading its bytes. `None` if the store doesn't have it.
     pub fn object(&self, id: ObjectId) -> Result<Option<File>> {
         disk::open(self.disk(), &path(id)).map_err(Error::io(format!("open object {id}")))
+    }
+}
+
+/// An object as it lies on the disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredObject {
+    pub(crate) id: ObjectId,
+    pub(crate) bytes: u64,
+}
+
+impl Store {
+    /// All objects on the disk, whether anything names them or not.
+    pub(crate) fn stored_objects(&self) -> Result<Vec<StoredObject>> {
+        let list = || -> io::Result<Vec<StoredObject>> {
+            let mut objects = Vec::new();
+            for shard in disk::list(self.disk(), Path::new("objects"))? {
+                let shard_path = Path::new("objects").join(&shard);
+                for name in disk::list(self.disk(), &shard_path)? {
+                    let hex = [shard.as_encoded_bytes(), name.as_encoded_bytes()].concat();
+                    let Some(id) = Digest::from_hex(&hex).map(ObjectId) else {
+                        tracing::warn!(path = %shard_path.join(&name).display(), "not an object");
+                        continue;
+                    };
+                    if let Some(stat) = disk::stat(self.disk(), &path(id))? {
+                        objects.push(StoredObject { id, bytes: stat.st_size as u64 });
+                    }
+                }
+            }
+            Ok(objects)
+        };
+        list().map_err(Error::io(format!("read {}", self.objects_path().display())))
     }
 }

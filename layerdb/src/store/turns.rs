@@ -33,6 +33,11 @@ impl<K: Copy + Eq + Hash> Turns<K> {
         }
         Turn { turns: self, key }
     }
+
+    /// Takes the key's turn unless somebody has it.
+    pub(crate) fn try_take(&self, key: K) -> Option<Turn<'_, K>> {
+        self.taken.lock().insert(key).then(|| Turn { turns: self, key })
+    }
 }
 
 /// See [`Turns::take`].
