@@ -1,26 +1,32 @@
 //! The kernel's erofs driver as the oracle: the same tree through a mount and through our reader.
 
-use std::ffi::CStr;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mica_layerdb::ObjectId;
 use mica_layerdb::tree::{Content, FileKind, Inode, Nid, Tree};
+use proptest::prelude::*;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::sample::{self, everything};
+use crate::merge::{Operation, apply, listing_of, merged, operations};
+use crate::sample::{self, bytes_of, everything, file, link, object_of};
 
-/// A mounted tree, unmounted when dropped.
+/// A mount of a test, gone when dropped.
 struct Mounted {
     point: PathBuf,
     _directory: tempfile::TempDir,
+    /// What this mount stands on, unmounted after it.
+    _lower: Vec<Mounted>,
 }
 
 impl Mounted {
-    /// `None` (with the reason printed) where this kernel or user cannot mount.
+    /// Mounts a tree. `None` (with the reason printed) where this kernel or user cannot mount.
     #[allow(clippy::print_stderr)]
-    fn new(bytes: &[u8]) -> Option<Self> {
+    fn tree(bytes: &[u8]) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root can mount a tree");
             return None;
@@ -40,13 +46,27 @@ impl Mounted {
             let status = Command::new("mount").args(["-t", "erofs", "-o", "ro,loop"]).arg(&image).arg(&point).status();
             assert!(status.is_ok_and(|status| status.success()), "the kernel refuses the tree: {error}");
         }
-        Some(Self { point, _directory: directory })
+        Some(Self { point, _directory: directory, _lower: Vec::new() })
+    }
+
+    /// Kernel overlayfs over mounted trees, topmost first, with `objects` below as data-only layer.
+    fn overlay(trees: Vec<Mounted>, objects: Option<&Path>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let point = directory.path().join("mnt");
+        std::fs::create_dir(&point).unwrap();
+        let mut lower: Vec<_> = trees.iter().map(|tree| tree.point.to_str().unwrap()).collect();
+        if let Some(objects) = objects {
+            lower.extend(["", objects.to_str().unwrap()]);
+        }
+        let options = CString::new(format!("lowerdir={}", lower.join(":"))).unwrap();
+        mount("overlay", &point, "overlay", MountFlags::RDONLY, options.as_c_str()).unwrap();
+        Self { point, _directory: directory, _lower: trees }
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        unmount(&self.point, UnmountFlags::DETACH).expect("the tree can be unmounted");
+        unmount(&self.point, UnmountFlags::DETACH).expect("a test's mount can be unmounted");
     }
 }
 
@@ -145,7 +165,7 @@ fn compare(tree: &Tree, nid: Nid, path: &Path) -> usize {
 #[test]
 fn mount_of_a_tree_with_everything_shows_what_the_reader_reads() {
     let bytes = sample::bytes_of(&everything());
-    let Some(mounted) = Mounted::new(&bytes) else { return };
+    let Some(mounted) = Mounted::tree(&bytes) else { return };
     let tree = Tree::from_vec(bytes, "everything").unwrap();
     let names = compare(&tree, tree.root(), &mounted.point);
     assert!(names as u64 > tree.inode_count(), "there are hard links");
@@ -154,16 +174,80 @@ fn mount_of_a_tree_with_everything_shows_what_the_reader_reads() {
 #[test]
 fn mount_of_an_empty_tree_shows_an_empty_root() {
     let bytes = sample::bytes_of(&[]);
-    let Some(mounted) = Mounted::new(&bytes) else { return };
+    let Some(mounted) = Mounted::tree(&bytes) else { return };
     assert_eq!(std::fs::read_dir(&mounted.point).unwrap().count(), 0);
 }
 
 #[test]
 fn mount_of_an_unknown_name_answers_not_found() {
     let bytes = sample::bytes_of(&everything());
-    let Some(mounted) = Mounted::new(&bytes) else { return };
+    let Some(mounted) = Mounted::tree(&bytes) else { return };
     for name in ["nothing", "many/entry-5000", "many/entry", "many/zzz", "many/!", "names/.."] {
         let there = std::fs::symlink_metadata(mounted.point.join(name)).is_ok();
         assert_eq!(there, name.ends_with(".."), "{name}");
+    }
+}
+
+#[test]
+fn overlay_over_a_tree_reads_the_objects_it_names() {
+    let contents = sample::pattern(100_000);
+    let id = ObjectId(mica_layerdb::Digest::of(&contents));
+    let objects = tempfile::tempdir().unwrap();
+    let place = objects.path().join(id.relative_path());
+    std::fs::create_dir(place.parent().unwrap()).unwrap();
+    std::fs::write(&place, &contents).unwrap();
+    let tree = [file("d/small", "in the tree"), object_of("d/large", &contents), link("d/again", "d/large")];
+    let Some(mounted) = Mounted::tree(&bytes_of(&tree)) else { return };
+    let overlay = Mounted::overlay(vec![mounted], Some(objects.path()));
+    for name in ["large", "again"] {
+        assert!(std::fs::read(overlay.point.join("d").join(name)).unwrap() == contents);
+    }
+    assert_eq!(std::fs::read(overlay.point.join("d/small")).unwrap(), b"in the tree");
+}
+
+type Listing = BTreeMap<Vec<Vec<u8>>, Option<Vec<u8>>>;
+
+/// Every path with its contents; directories have none.
+fn listing_by_kernel(point: &Path) -> Listing {
+    let mut found = Listing::new();
+    let mut pending = vec![(Vec::new(), point.to_path_buf())];
+    while let Some((names, path)) = pending.pop() {
+        // Overlayfs lists the whiteouts of a directory that only one layer has, but does not find them.
+        if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            continue;
+        }
+        let contents = if path.is_dir() {
+            for entry in std::fs::read_dir(&path).unwrap() {
+                let name = entry.unwrap().file_name();
+                pending.push(([names.as_slice(), &[name.clone().into_vec()]].concat(), path.join(name)));
+            }
+            None
+        } else {
+            Some(std::fs::read(&path).unwrap())
+        };
+        found.insert(names, contents);
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn overlay_of_layer_trees_shows_what_their_merge_has(mut layers in operations()) {
+        // Overlayfs looks for no opaque mark on the root of a layer.
+        for operations in &mut layers {
+            operations.retain(|operation| !matches!(operation, Operation::Opaque(path) if path.is_empty()));
+        }
+        let (_, trees) = apply(&layers);
+        let Some(empty) = Mounted::tree(&bytes_of(&[])) else { return Ok(()) };
+        let Some(empty_too) = Mounted::tree(&bytes_of(&[])) else { return Ok(()) };
+        let mut mounts: Vec<_> = trees.iter().rev().filter_map(|(_, bytes)| Mounted::tree(bytes)).collect();
+        mounts.extend([empty, empty_too]);
+        let overlay = Mounted::overlay(mounts, None);
+        let trees: Vec<_> = trees.into_iter().map(|(tree, _)| tree).collect();
+        let ours: Listing =
+            listing_of(&merged(&trees).0).into_iter().map(|(path, (_, _, contents))| (path, contents)).collect();
+        prop_assert_eq!(listing_by_kernel(&overlay.point), ours);
     }
 }

@@ -13,7 +13,7 @@ use crate::sample::{
     written,
 };
 
-type Path = Vec<Vec<u8>>;
+pub type Path = Vec<Vec<u8>>;
 
 /// What the model knows of an inode.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +39,7 @@ struct Named {
 
 /// The filesystem after some layers, by path.
 #[derive(Debug)]
-struct Model {
+pub struct Model {
     names: BTreeMap<Path, Named>,
     layer: usize,
     files: usize,
@@ -48,7 +48,7 @@ struct Model {
 const IMPLIED: Inode = Inode::Directory { mode: 0o40_755 };
 
 #[derive(Clone, Debug)]
-enum Operation {
+pub enum Operation {
     Directory(Path, u32),
     File(Path),
     /// New name, old name.
@@ -171,13 +171,13 @@ impl Model {
     }
 }
 
-type Seen = (u32, usize, Option<Vec<u8>>);
+pub type Seen = (u32, usize, Option<Vec<u8>>);
 
 fn is_file(inode: &Inode, wanted: usize) -> bool {
     matches!(inode, Inode::File { number, .. } if *number == wanted)
 }
 
-fn listing_of(tree: &Tree) -> BTreeMap<Path, Seen> {
+pub fn listing_of(tree: &Tree) -> BTreeMap<Path, Seen> {
     let mut found = BTreeMap::new();
     let mut inodes: BTreeMap<Vec<u8>, Nid> = BTreeMap::new();
     let mut pending = vec![(Path::new(), tree.root())];
@@ -202,7 +202,7 @@ fn listing_of(tree: &Tree) -> BTreeMap<Path, Seen> {
     found
 }
 
-fn merged(layers: &[Arc<Tree>]) -> (Tree, File) {
+pub fn merged(layers: &[Arc<Tree>]) -> (Tree, File) {
     let mut out = tempfile::tempfile().unwrap();
     let written = merge(layers, &mut out).unwrap();
     let tree = Tree::open(&out, "merged").unwrap();
@@ -219,7 +219,7 @@ fn paths() -> impl Strategy<Value = Path> {
     prop::collection::vec(name, 0..=3)
 }
 
-fn operations() -> impl Strategy<Value = Vec<Vec<Operation>>> {
+pub fn operations() -> impl Strategy<Value = Vec<Vec<Operation>>> {
     let operation = prop_oneof![
         2 => (paths(), prop::sample::select(vec![0o40_700, 0o40_711, 0o41_777])).prop_map(|(path, mode)| Operation::Directory(path, mode)),
         4 => paths().prop_map(Operation::File),
@@ -230,14 +230,15 @@ fn operations() -> impl Strategy<Value = Vec<Vec<Operation>>> {
     prop::collection::vec(prop::collection::vec(operation, 0..8), 0..5)
 }
 
-/// Applies operations to the model, and gives the layers as trees.
-fn apply(layers: &[Vec<Operation>]) -> (Model, Vec<Arc<Tree>>) {
+/// Applies operations to the model, and gives the layers as trees and as bytes.
+pub fn apply(layers: &[Vec<Operation>]) -> (Model, Vec<(Arc<Tree>, Vec<u8>)>) {
     let mut model = Model::new();
     let mut trees = Vec::new();
     for operations in layers {
         model.layer += 1;
         let items: Vec<_> = operations.iter().filter_map(|operation| model.apply(operation)).collect();
-        trees.push(layer(&items));
+        let bytes = bytes_of(&items);
+        trees.push((Arc::new(Tree::from_vec(bytes.clone(), "layer").unwrap()), bytes));
     }
     (model, trees)
 }
@@ -248,6 +249,7 @@ proptest! {
     #[test]
     fn merge_of_random_layers_is_what_the_model_says(layers in operations()) {
         let (model, trees) = apply(&layers);
+        let trees: Vec<_> = trees.into_iter().map(|(tree, _)| tree).collect();
         let (tree, _) = merged(&trees);
         prop_assert_eq!(listing_of(&tree), model.listing());
     }
@@ -256,6 +258,7 @@ proptest! {
     fn merge_in_two_steps_gives_the_same_bytes(layers in operations(), cut in 0..5_usize) {
         // Without layers above, whiteouts have done their work: only the lower part may be merged first.
         let (_, trees) = apply(&layers);
+        let trees: Vec<_> = trees.into_iter().map(|(tree, _)| tree).collect();
         let cut = cut.min(trees.len());
         let (lower, _) = merged(&trees[..cut]);
         let two_steps: Vec<_> = std::iter::once(Arc::new(lower)).chain(trees[cut..].iter().cloned()).collect();

@@ -56,6 +56,12 @@ pub fn object(path: impl AsRef<[u8]>, seed: &str, size: u64) -> Item {
     item(path, attributes(FileKind::Regular, 0o644), Body::Object { id, size })
 }
 
+/// A file whose object has these contents.
+pub fn object_of(path: impl AsRef<[u8]>, contents: &[u8]) -> Item {
+    let body = Body::Object { id: ObjectId(Digest::of(contents)), size: contents.len() as u64 };
+    item(path, attributes(FileKind::Regular, 0o644), body)
+}
+
 pub fn symlink(path: impl AsRef<[u8]>, target: impl Into<Vec<u8>>) -> Item {
     item(path, attributes(FileKind::Symlink, 0o777), Body::Symlink(target.into()))
 }
