@@ -1,1 +1,3 @@
-//! Mica.
+//! Mica's daemon: snapshots, live mounts and what engines and people ask of them over gRPC.
+
+pub mod grpc;
