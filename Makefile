@@ -1,0 +1,52 @@
+# One command each. Everything that is worth keeping between runs is below MICA_CACHE; see scripts/cache.sh.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+export MICA_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mica
+export CARGO_TARGET_DIR ?= $(MICA_CACHE)/target
+# RocksDB is compiled once, by scripts/rocksdb, and linked from the cache.
+export ROCKSDB_STATIC := 1
+rocksdb-env = ROCKSDB_LIB_DIR="$$(scripts/rocksdb --path)"
+# One profile and one set of features for every target: nothing is compiled twice.
+cargo = $(rocksdb-env) cargo
+flags = --release --workspace --locked
+
+.PHONY: help run test check bench build setup rocksdb images fmt clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: setup build images ## build, start a private containerd with Mica, pull, run and check real containers
+	scripts/contained scripts/demo
+
+test: setup build images ## every test, with real engines and real mounts
+	$(cargo) test $(flags) --no-run
+	scripts/contained env $(rocksdb-env) cargo test $(flags) --no-fail-fast
+
+check: rocksdb ## formatting, lints, fast tests
+	cargo fmt --all --check
+	$(cargo) clippy $(flags) --all-targets -- --deny warnings
+	$(cargo) test $(flags) --lib --bins
+
+bench: setup build images ## Mica against containerd's overlayfs snapshotter
+	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" $(BENCH)
+
+build: rocksdb ## the programs
+	$(cargo) build $(flags)
+
+setup: ## packages and engines that building and testing need
+	scripts/setup
+
+rocksdb: ## librocksdb.a, once
+	@scripts/rocksdb >/dev/null
+
+images: ## the test images, once
+	@scripts/images >/dev/null
+
+fmt: ## format the sources
+	cargo fmt --all
+
+clean: ## what cargo built; engines, images and RocksDB stay in the cache
+	cargo clean
+	rm -rf target
