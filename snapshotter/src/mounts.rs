@@ -1,0 +1,123 @@
+//! The seam to the filesystem: how a snapshot becomes a mount.
+
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mica_layerdb::Store;
+use mica_layerdb::tree::Tree;
+
+use crate::error::{Error, Result};
+
+/// Finds the lower tree of a mount. Called when somebody first needs it, which may be never; may wait, and may be called
+/// again after an error.
+pub type Resolve = Arc<dyn Fn() -> Result<Arc<Tree>> + Send + Sync>;
+
+/// What is to be mounted.
+#[derive(Clone)]
+pub struct Plan {
+    /// The snapshot's number, which is never used for another.
+    pub number: u64,
+    /// The tree below.
+    pub lower: Resolve,
+    /// The folder that holds `upper` and `work`; a mount without is read-only.
+    pub writable: Option<PathBuf>,
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Plan").field("number", &self.number).field("writable", &self.writable).finish_non_exhaustive()
+    }
+}
+
+/// Makes mounts of snapshots. Called from many threads; a call for one snapshot must not wait for another's.
+pub trait Mounter: fmt::Debug + Send + Sync {
+    /// Where the snapshot of this number is mounted, or would be.
+    fn mountpoint(&self, number: u64) -> PathBuf;
+
+    /// Mounts; the mount answers when this returns. After an error nothing of it is left.
+    fn mount(&self, plan: Plan) -> Result<Box<dyn Mounted>>;
+
+    /// Takes over a mount that an earlier process left. After an error it is as before.
+    fn resume(&self, plan: Plan) -> Result<Box<dyn Mounted>>;
+
+    /// The numbers of the mounts that an earlier process left, and that can be taken over.
+    fn left(&self) -> Result<Vec<u64>>;
+
+    /// The numbers for which there is a mountpoint, whatever its state.
+    fn mountpoints(&self) -> Result<Vec<u64>>;
+
+    /// Ends what is left of a mount that nobody serves, and removes its mountpoint.
+    fn discard(&self, number: u64) -> Result<()>;
+
+    /// Writes what the writable folder `dir` changes in `lower` as a layer's tar and returns the number of entries.
+    fn write_changes(&self, lower: Arc<Tree>, dir: &Path, out: &mut dyn Write) -> Result<u64>;
+
+    /// Lets go of what outlives this process, once nothing is mounted.
+    fn stop(&self) -> Result<()>;
+}
+
+/// A mount that is being served.
+pub trait Mounted: fmt::Debug + Send + Sync {
+    /// Whether it is mounted still: somebody else may have unmounted it.
+    fn is_live(&self) -> bool;
+
+    /// Takes the mount away and removes the mountpoint; returns when the last program has let go of it.
+    fn unmount(self: Box<Self>) -> Result<()>;
+
+    /// Stops serving. The mount stays and waits for the next process.
+    fn leave(self: Box<Self>);
+}
+
+/// Mounts by FUSE.
+#[derive(Debug)]
+pub struct FuseMounter {
+    mounts: PathBuf,
+}
+
+impl FuseMounter {
+    /// Mounts below `state`/mnt. `program` is this program's file, which also serves as the keeper of connections.
+    pub fn new(state: &Path, store: &Arc<Store>, program: &Path) -> Result<FuseMounter> {
+        let _ = (store, program);
+        Ok(FuseMounter { mounts: state.join("mnt") })
+    }
+
+    fn unavailable<T>(&self) -> Result<T> {
+        Err(Error::Unavailable { reason: format!("nothing can be mounted at {} yet", self.mounts.display()) })
+    }
+}
+
+impl Mounter for FuseMounter {
+    fn mountpoint(&self, number: u64) -> PathBuf {
+        self.mounts.join(number.to_string())
+    }
+
+    fn mount(&self, _plan: Plan) -> Result<Box<dyn Mounted>> {
+        self.unavailable()
+    }
+
+    fn resume(&self, _plan: Plan) -> Result<Box<dyn Mounted>> {
+        self.unavailable()
+    }
+
+    fn left(&self) -> Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
+
+    fn mountpoints(&self) -> Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
+
+    fn discard(&self, _number: u64) -> Result<()> {
+        self.unavailable()
+    }
+
+    fn write_changes(&self, _lower: Arc<Tree>, _dir: &Path, _out: &mut dyn Write) -> Result<u64> {
+        self.unavailable()
+    }
+
+    fn stop(&self) -> Result<()> {
+        Ok(())
+    }
+}
