@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
@@ -49,6 +50,46 @@ impl Caller {
     }
 }
 
+/// Somebody waits for the result. When this is dropped, reading and writing end with an error, and so does the domain's
+/// work on a thread that nothing else can stop.
+#[derive(Debug)]
+pub struct Interest {
+    held: watch::Sender<()>,
+}
+
+impl Interest {
+    /// Interest, until it is dropped.
+    pub fn new() -> Interest {
+        Interest { held: watch::Sender::new(()) }
+    }
+
+    fn watch(&self) -> Watch {
+        Watch { held: self.held.subscribe() }
+    }
+}
+
+impl Default for Interest {
+    fn default() -> Interest {
+        Interest::new()
+    }
+}
+
+/// The other end of an [`Interest`].
+#[derive(Clone, Debug)]
+struct Watch {
+    held: watch::Receiver<()>,
+}
+
+impl Watch {
+    /// Does the work, or what has been done of it when nobody waits any more.
+    async fn during<T>(mut self, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        tokio::select! {
+            done = work => done,
+            () = async { while self.held.changed().await.is_ok() {} } => Err(Status::cancelled("nobody waits for it")),
+        }
+    }
+}
+
 /// A client of the content store. Cheap to clone; connects on first use, and again when the connection is lost.
 #[derive(Clone, Debug)]
 pub struct ContentStore {
@@ -63,13 +104,13 @@ impl ContentStore {
     }
 
     /// A blob to be read. Nothing is asked before its first byte is wanted.
-    pub fn read(&self, caller: &Caller, digest: &str, bytes: u64) -> BlobReader {
-        BlobReader::new(self.clone(), caller.clone(), digest.to_owned(), bytes)
+    pub fn read(&self, caller: &Caller, interest: &Interest, digest: &str, bytes: u64) -> BlobReader {
+        BlobReader::new(self.clone(), caller.clone(), interest.watch(), digest.to_owned(), bytes)
     }
 
     /// A blob to be written under the name `reference`. Nothing is sent before its first byte is there.
-    pub fn write(&self, caller: &Caller, reference: &str) -> BlobWriter {
-        BlobWriter::new(self.clone(), caller.clone(), reference.to_owned())
+    pub fn write(&self, caller: &Caller, interest: &Interest, reference: &str) -> BlobWriter {
+        BlobWriter::new(self.clone(), caller.clone(), interest.watch(), reference.to_owned())
     }
 
     fn explain(&self, action: &str, status: &Status) -> String {

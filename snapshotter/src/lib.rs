@@ -4,6 +4,8 @@
 //! `store` keeps its records in the layer database; [`mounts`] is the seam to the filesystem; [`filter`] is containerd's
 //! filter language; [`error`] says what can go wrong and what a caller can do about it.
 
+pub mod admin;
+pub mod config;
 pub mod content;
 pub mod error;
 pub mod filter;

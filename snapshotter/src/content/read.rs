@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use super::{Caller, ContentStore, STALL};
+use super::{Caller, ContentStore, STALL, Watch};
 use crate::grpc::proto::containerd::services::content::v1::ReadContentRequest;
 
 /// Messages between the content store and the reader; each has at most 4 MiB, in practice 1 MiB.
@@ -18,6 +18,7 @@ const MESSAGES_AHEAD: usize = 4;
 pub struct BlobReader {
     store: ContentStore,
     caller: Caller,
+    interest: Watch,
     digest: String,
     runtime: Handle,
     chunks: Option<mpsc::Receiver<Result<Vec<u8>, Status>>>,
@@ -27,9 +28,18 @@ pub struct BlobReader {
 }
 
 impl BlobReader {
-    pub(super) fn new(store: ContentStore, caller: Caller, digest: String, bytes: u64) -> BlobReader {
-        let runtime = Handle::current();
-        BlobReader { store, caller, digest, runtime, chunks: None, chunk: Vec::new(), at: 0, missing_bytes: bytes }
+    pub(super) fn new(store: ContentStore, caller: Caller, interest: Watch, digest: String, bytes: u64) -> BlobReader {
+        BlobReader {
+            store,
+            caller,
+            interest,
+            digest,
+            runtime: Handle::current(),
+            chunks: None,
+            chunk: Vec::new(),
+            at: 0,
+            missing_bytes: bytes,
+        }
     }
 
     /// False when the blob has ended.
@@ -39,7 +49,14 @@ impl BlobReader {
                 Some(chunks) => chunks,
                 none => {
                     let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD);
-                    self.runtime.spawn(pump(self.store.clone(), self.caller.clone(), self.digest.clone(), sender));
+                    let pump = pump(self.store.clone(), self.caller.clone(), self.digest.clone(), sender.clone());
+                    let interest = self.interest.clone();
+                    self.runtime.spawn(async move {
+                        if let Err(status) = interest.during(pump).await {
+                            // The reader may have given up first.
+                            let _ = sender.send(Err(status)).await;
+                        }
+                    });
                     none.insert(receiver)
                 }
             };
@@ -84,21 +101,20 @@ impl Read for BlobReader {
 }
 
 /// Moves the blob into the channel; ends early when the reader is gone.
-async fn pump(store: ContentStore, caller: Caller, digest: String, chunks: mpsc::Sender<Result<Vec<u8>, Status>>) {
+async fn pump(
+    store: ContentStore,
+    caller: Caller,
+    digest: String,
+    chunks: mpsc::Sender<Result<Vec<u8>, Status>>,
+) -> Result<(), Status> {
     let stalled = |_| Status::deadline_exceeded(format!("no data for {} seconds", STALL.as_secs()));
-    let read = async {
-        let request = caller.request(ReadContentRequest { digest, offset: 0, size: 0 });
-        let mut client = store.client.clone();
-        let mut stream = timeout(STALL, client.read(request)).await.map_err(stalled)??.into_inner();
-        while let Some(message) = timeout(STALL, stream.message()).await.map_err(stalled)?? {
-            if chunks.send(Ok(message.data)).await.is_err() {
-                break;
-            }
+    let request = caller.request(ReadContentRequest { digest, offset: 0, size: 0 });
+    let mut client = store.client.clone();
+    let mut stream = timeout(STALL, client.read(request)).await.map_err(stalled)??.into_inner();
+    while let Some(message) = timeout(STALL, stream.message()).await.map_err(stalled)?? {
+        if chunks.send(Ok(message.data)).await.is_err() {
+            break;
         }
-        Ok(())
-    };
-    if let Err(status) = read.await {
-        // The reader may have given up first.
-        let _ = chunks.send(Err(status)).await;
     }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::{Caller, ContentStore, STALL};
+use super::{Caller, ContentStore, STALL, Watch};
 use crate::grpc::proto::containerd::services::content::v1::{
     AbortRequest, Info, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
@@ -26,6 +26,7 @@ const MESSAGES_AHEAD: usize = 2;
 pub struct BlobWriter {
     store: ContentStore,
     caller: Caller,
+    interest: Watch,
     reference: String,
     runtime: Handle,
     upload: Option<Upload>,
@@ -55,8 +56,8 @@ struct Commit {
 }
 
 impl BlobWriter {
-    pub(super) fn new(store: ContentStore, caller: Caller, reference: String) -> BlobWriter {
-        BlobWriter { store, caller, reference, runtime: Handle::current(), upload: None, chunk: Vec::new() }
+    pub(super) fn new(store: ContentStore, caller: Caller, interest: Watch, reference: String) -> BlobWriter {
+        BlobWriter { store, caller, interest, reference, runtime: Handle::current(), upload: None, chunk: Vec::new() }
     }
 
     /// Ends the blob and makes it part of the content store, with these labels. A blob of the same digest that is
@@ -82,7 +83,8 @@ impl BlobWriter {
         let upload = self.upload.get_or_insert_with(|| {
             let (orders, received) = mpsc::channel(MESSAGES_AHEAD);
             let (tell, outcome) = oneshot::channel();
-            let task = run(self.store.clone(), self.caller.clone(), self.reference.clone(), received, tell);
+            let (store, caller, interest) = (self.store.clone(), self.caller.clone(), self.interest.clone());
+            let task = run(store, caller, interest, self.reference.clone(), received, tell);
             self.runtime.spawn(task);
             Upload { orders, outcome }
         });
@@ -128,12 +130,13 @@ impl Write for BlobWriter {
 async fn run(
     store: ContentStore,
     caller: Caller,
+    interest: Watch,
     reference: String,
     orders: mpsc::Receiver<Order>,
     tell: oneshot::Sender<Result<(), Status>>,
 ) {
     let outcome = match Exchange::begin(&store, &caller, &reference).await {
-        Ok(exchange) => send(&store, &caller, exchange, orders).await,
+        Ok(exchange) => interest.during(send(&store, &caller, exchange, orders)).await,
         Err(status) => {
             // The reference may be somebody else's: nothing is taken back.
             let _ = tell.send(Err(status));

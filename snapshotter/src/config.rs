@@ -1,0 +1,242 @@
+//! Where the daemon keeps what, and whom it talks to: a TOML file, and flags that win over it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where the store is when nobody says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/mica";
+/// Where sockets and mountpoints are when nobody says otherwise.
+pub const DEFAULT_STATE: &str = "/run/mica";
+/// The socket of containerd when nobody says otherwise.
+pub const DEFAULT_CONTAINERD: &str = "/run/containerd/containerd.sock";
+
+/// The longest path that a socket address can hold (`sockaddr_un`), its final NUL left out.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What the daemon was told, every gap filled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Folder of the store.
+    pub root: PathBuf,
+    /// Folder of sockets and mountpoints.
+    pub state: PathBuf,
+    /// Socket to serve on.
+    pub socket: PathBuf,
+    /// Socket of the containerd whose content store layers are read from.
+    pub containerd: PathBuf,
+    /// Whether the kernel may pass file data through where it can.
+    pub passthrough: bool,
+}
+
+/// What the command line says; it wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// Folder of the store.
+    pub root: Option<PathBuf>,
+    /// Folder of sockets and mountpoints.
+    pub state: Option<PathBuf>,
+    /// Address to serve on.
+    pub address: Option<String>,
+    /// Address of containerd.
+    pub containerd: Option<String>,
+    /// Serve file data from the daemon.
+    pub no_passthrough: bool,
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has a key or value that is not known.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// An address is none.
+    #[error("{what} {address:?}: {reason}")]
+    Address {
+        /// Whose address.
+        what: &'static str,
+        /// The address as given.
+        address: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A folder must not depend on where the daemon was started.
+    #[error("{what} {} is not an absolute path", path.display())]
+    Relative {
+        /// Which one.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    root: Option<PathBuf>,
+    state: Option<PathBuf>,
+    address: Option<String>,
+    passthrough: Option<bool>,
+    #[serde(default)]
+    containerd: Containerd,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Containerd {
+    address: Option<String>,
+}
+
+impl Config {
+    /// Reads the file, if there is to be one, and lets the flags win.
+    pub fn load(file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
+        let file = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
+                toml::from_str(&text).map_err(|error: toml::de::Error| ConfigError::Invalid {
+                    path: path.to_path_buf(),
+                    reason: error.to_string().trim_end().to_owned(),
+                })?
+            }
+            None => File::default(),
+        };
+        let state = flags.state.or(file.state).unwrap_or_else(|| DEFAULT_STATE.into());
+        let socket = match flags.address.or(file.address) {
+            Some(address) => socket_path("the daemon's address", &address)?,
+            None => state.join("mica.sock"),
+        };
+        let containerd = match flags.containerd.or(file.containerd.address) {
+            Some(address) => socket_path("containerd's address", &address)?,
+            None => DEFAULT_CONTAINERD.into(),
+        };
+        Ok(Config {
+            root: absolute("the root folder", flags.root.or(file.root).unwrap_or_else(|| DEFAULT_ROOT.into()))?,
+            state: absolute("the state folder", state)?,
+            socket: absolute("the daemon's socket", socket)?,
+            containerd: absolute("containerd's socket", containerd)?,
+            passthrough: !flags.no_passthrough && file.passthrough.unwrap_or(true),
+        })
+    }
+
+    /// The address under which clients find the daemon.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+}
+
+/// The path in `unix:///path`, or the path itself.
+pub fn socket_path(what: &'static str, address: &str) -> Result<PathBuf, ConfigError> {
+    let wrong = |reason| Err(ConfigError::Address { what, address: address.to_owned(), reason });
+    let path = match address.split_once("://") {
+        Some(("unix", path)) => path,
+        Some(_) => return wrong("only unix sockets are served: unix:///path"),
+        None => address,
+    };
+    if path.is_empty() {
+        return wrong("it names no path");
+    }
+    if path.len() > SOCKET_PATH_MAX {
+        return wrong("a socket's path has at most 107 bytes");
+    }
+    Ok(path.into())
+}
+
+/// Paths of the command line are the caller's; in a file they must be absolute, and all are from here on.
+fn absolute(what: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    std::path::absolute(&path).map_err(|_| ConfigError::Relative { what, path })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn load(text: &str, flags: Flags) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(Some(&path), flags)
+    }
+
+    #[test]
+    fn load_without_a_file_gives_the_defaults() {
+        let config = Config::load(None, Flags::default()).unwrap();
+        assert_eq!(config.root, Path::new("/var/lib/mica"));
+        assert_eq!(config.socket, Path::new("/run/mica/mica.sock"));
+        assert_eq!(config.containerd, Path::new("/run/containerd/containerd.sock"));
+        assert!(config.passthrough);
+    }
+
+    #[test]
+    fn load_lets_flags_win_over_the_file() {
+        let text = "root = \"/a\"\nstate = \"/b\"\naddress = \"unix:///c/s\"\n[containerd]\naddress = \"/d\"\n";
+        let config = load(text, Flags::default()).unwrap();
+        assert_eq!(config.root, Path::new("/a"));
+        assert_eq!(config.address(), "unix:///c/s");
+        assert_eq!(config.containerd, Path::new("/d"));
+        let flags = Flags {
+            root: Some("/e".into()),
+            address: Some("/f".into()),
+            containerd: Some("unix:///g".into()),
+            no_passthrough: true,
+            ..Flags::default()
+        };
+        let config = load(text, flags).unwrap();
+        assert_eq!(config.root, Path::new("/e"));
+        assert_eq!(config.state, Path::new("/b"));
+        assert_eq!(config.socket, Path::new("/f"));
+        assert_eq!(config.containerd, Path::new("/g"));
+        assert!(!config.passthrough);
+    }
+
+    #[test]
+    fn load_with_another_state_moves_the_socket_too() {
+        let config = Config::load(None, Flags { state: Some("/x".into()), ..Flags::default() }).unwrap();
+        assert_eq!(config.socket, Path::new("/x/mica.sock"));
+    }
+
+    #[test]
+    fn load_of_an_unknown_key_names_it() {
+        for (text, key) in [("rooot = \"/a\"", "rooot"), ("[containerd]\nsocket = \"/a\"", "socket"), ("[x]", "`x`")] {
+            let error = load(text, Flags::default()).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("config.toml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn load_of_a_wrong_value_names_the_place() {
+        let error = load("root = 5", Flags::default()).unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn load_of_a_missing_file_names_it() {
+        let error = Config::load(Some(Path::new("/nowhere/config.toml")), Flags::default()).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/config.toml"), "{error}");
+    }
+
+    #[test]
+    fn address_that_is_no_socket_is_refused() {
+        for address in ["tcp://127.0.0.1:1", "unix://", "", &format!("/{}", "x".repeat(200))] {
+            let error = load(&format!("address = {address:?}"), Flags::default()).unwrap_err();
+            assert!(matches!(error, ConfigError::Address { .. }), "{error}");
+        }
+    }
+}
