@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::snapshots::Snapshots;
 
+pub(crate) use pins::prune;
 pub use pins::{ImageLock, MountableImage};
 pub use report::{ImageReport, SnapshotReport, SnapshotRow, StatusReport};
 

@@ -5,12 +5,14 @@
 //! filter language; [`error`] says what can go wrong and what a caller can do about it.
 
 pub mod admin;
+pub mod client;
 pub mod config;
 pub mod content;
 pub mod error;
 pub mod filter;
 pub mod grpc;
 pub mod mounts;
+pub mod server;
 pub mod snapshots;
 
 pub use error::{Error, Result};

@@ -1,0 +1,235 @@
+//! The daemon: from a configuration to a socket that answers, and back to nothing when it is told to end.
+
+mod notify;
+mod record;
+mod socket;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mica_layerdb::Store;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::admin::{self, Admin, Daemon, Ending, StatusReport};
+use crate::config::Config;
+use crate::content::ContentStore;
+use crate::error::Error;
+use crate::mounts::Mounter;
+use crate::snapshots::Snapshots;
+pub use record::Record;
+use socket::Socket;
+
+/// How long requests may take to end once the daemon is told to.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long mounts may take to be left or ended.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// How long a store may be in use by a command that is about to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a daemon can't start, or didn't end well.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another daemon serves the store.
+    #[error("the store at {} is served by another daemon: process {pid} at {address}", root.display())]
+    SecondDaemon {
+        /// The store's folder.
+        root: PathBuf,
+        /// Its process.
+        pid: u32,
+        /// Its address.
+        address: String,
+    },
+    /// The socket can't be had.
+    #[error("cannot serve at {}: {reason}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The store can't be opened.
+    #[error(transparent)]
+    Store(#[from] mica_layerdb::Error),
+    /// Snapshots can't be served.
+    #[error(transparent)]
+    Snapshots(#[from] Error),
+    /// The system refused.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done.
+        action: String,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// The transport failed.
+    #[error("serving at {} ended: {source}", path.display())]
+    Transport {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        source: tonic::transport::Error,
+    },
+    /// The daemon could not wait any longer.
+    #[error("{what} took longer than {} seconds", FAREWELL.as_secs())]
+    Late {
+        /// What it waited for.
+        what: &'static str,
+    },
+}
+
+fn io(action: String) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |source| ServeError::Io { action, source }
+}
+
+/// What makes mounts, once the store is open.
+pub type MakeMounter<'a> = &'a dyn Fn(&Config, &Arc<Store>) -> crate::Result<Arc<dyn Mounter>>;
+
+/// Serves until SIGTERM, SIGINT or a call of the administration ends it.
+pub fn run(config: &Config, mounter: MakeMounter<'_>) -> Result<(), ServeError> {
+    raise_descriptor_limit();
+    let store = open_store(&config.root)?;
+    make_state(&config.state)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("mica-grpc")
+        .build()
+        .map_err(io("start the runtime".to_owned()))?;
+    let served = runtime.block_on(serve(config, store, mounter));
+    // Calls that can't be stopped end with the process; the store is made for that.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> Result<(), ServeError> {
+    // The socket first: a second daemon must not get as far as the mounts.
+    let socket = Socket::bind(&config.socket)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(io("listen to SIGTERM".to_owned()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen to SIGINT".to_owned()))?;
+    admin::prune(&store)?;
+    let snapshots = tokio::task::block_in_place(|| {
+        let mounter = mounter(config, &store)?;
+        Snapshots::open(Arc::clone(&store), mounter)
+    })?;
+    let (end, mut ended) = watch::channel(None);
+    let record = Record::of(config);
+    let daemon = Box::new(Handle { status: record.status(config), end });
+    let admin = Arc::new(Admin::of_daemon(Arc::clone(&snapshots), daemon));
+    let services = crate::grpc::services(Arc::clone(&snapshots), ContentStore::at(config.containerd.clone()), admin);
+    let listener = UnixListener::from_std(socket.listener()?).map_err(io("listen".to_owned()))?;
+    let published = record.publish(store.root())?;
+    tracing::info!(root = %store.root().display(), address = %config.address(), "serving");
+    notify::send("READY=1");
+    let watchdog = notify::watchdog().map(|every| tokio::spawn(notify::keep_alive(every)));
+
+    let (stop, mut stopped) = watch::channel(false);
+    let mut server = tokio::spawn(Server::builder().add_routes(services).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
+        async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        },
+    ));
+    let ending = tokio::select! {
+        _ = terminate.recv() => Ending::Leave,
+        _ = interrupt.recv() => Ending::Leave,
+        ended = ended.wait_for(Option::is_some) => ended.ok().and_then(|how| *how).unwrap_or(Ending::Leave),
+        failed = &mut server => return transport(config, failed),
+    };
+    tracing::info!(?ending, "ending");
+    notify::send("STOPPING=1");
+    drop(socket);
+    let _ = stop.send(true);
+    match tokio::time::timeout(GRACE, &mut server).await {
+        Ok(ended) => transport(config, ended)?,
+        Err(_) => {
+            tracing::warn!(seconds = GRACE.as_secs(), "requests that have not ended are cut off");
+            server.abort();
+        }
+    }
+    let farewell = farewell(snapshots, ending).await;
+    if let Some(watchdog) = watchdog {
+        watchdog.abort();
+    }
+    drop(published);
+    farewell
+}
+
+fn transport(
+    config: &Config,
+    ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
+) -> Result<(), ServeError> {
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(ServeError::Transport { path: config.socket.clone(), source }),
+        Err(panicked) => Err(io("serve".to_owned())(std::io::Error::other(panicked))),
+    }
+}
+
+/// Leaves the mounts, or ends them.
+async fn farewell(snapshots: Arc<Snapshots>, ending: Ending) -> Result<(), ServeError> {
+    let call = tokio::task::spawn_blocking(move || match ending {
+        Ending::Leave => snapshots.close(),
+        Ending::Unmount => snapshots.unmount_all(),
+    });
+    match tokio::time::timeout(FAREWELL, call).await {
+        Ok(Ok(done)) => Ok(done?),
+        Ok(Err(panicked)) => Err(io("end".to_owned())(std::io::Error::other(panicked))),
+        Err(_) => Err(ServeError::Late { what: "ending the mounts" }),
+    }
+}
+
+/// The daemon, as its administration reaches it.
+struct Handle {
+    status: StatusReport,
+    end: watch::Sender<Option<Ending>>,
+}
+
+impl Daemon for Handle {
+    fn status(&self) -> StatusReport {
+        self.status.clone()
+    }
+
+    fn end(&self, how: Ending) {
+        self.end.send_replace(Some(how));
+    }
+}
+
+/// Opens the store; waits a little for a command that has it, but not for another daemon.
+fn open_store(root: &Path) -> Result<Arc<Store>, ServeError> {
+    let start = Instant::now();
+    loop {
+        match Store::open(root) {
+            Err(mica_layerdb::Error::Locked { root }) => {
+                if let Some(Record { pid, address, .. }) = Record::read_live(&root) {
+                    return Err(ServeError::SecondDaemon { root, pid, address });
+                }
+                if start.elapsed() > PATIENCE {
+                    return Err(mica_layerdb::Error::Locked { root }.into());
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// Makes the folder of sockets and mountpoints. Programs in containers reach mountpoints through it.
+fn make_state(state: &Path) -> Result<(), ServeError> {
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o711);
+    builder.create(state).map_err(io(format!("create {}", state.display())))
+}
+
+/// Each mount takes descriptors; the soft limit is a default for programs that use `select`.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
