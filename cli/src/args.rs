@@ -4,30 +4,33 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Where the store is when nobody says otherwise.
-pub const DEFAULT_ROOT: &str = "/var/lib/mica";
-/// Where sockets and mountpoints are when nobody says otherwise.
-pub const DEFAULT_STATE: &str = "/run/mica";
-
 /// A union filesystem and layer store for containers.
 #[derive(Debug, Parser)]
 #[command(name = "mica", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// Folder of the store.
+    /// Folder of the store [default: /var/lib/mica].
     #[arg(long, global = true, env = "MICA_ROOT", value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Folder of sockets and mountpoints.
+    /// Folder of sockets and mountpoints [default: /run/mica].
     #[arg(long, global = true, env = "MICA_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Print JSON instead of tables.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Log filter, for example `info` or `mica_fs=debug`.
-    #[arg(long, global = true, env = "MICA_LOG", default_value = "warn", value_name = "FILTER")]
-    pub log: String,
+    /// Log filter, for example `info` or `mica_fs=debug` [default: info for `serve`, else warn].
+    #[arg(long, global = true, env = "MICA_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+impl Cli {
+    /// What is logged: a daemon's log is read later, a command's is in the way.
+    pub fn log_filter(&self) -> String {
+        let default = if matches!(self.verb, Verb::Serve(_)) { "info" } else { "warn" };
+        self.log.clone().unwrap_or_else(|| default.to_owned())
+    }
 }
 
 /// The verbs.

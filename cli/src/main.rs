@@ -1,2 +1,74 @@
-//! Mica.
-fn main() {}
+//! `mica`: the command line.
+
+mod args;
+mod backend;
+mod cmd;
+mod output;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::Cli;
+
+/// Why a command failed; what a person is told, and what the shell.
+#[derive(Debug)]
+enum Failure {
+    /// It was called wrongly.
+    Usage(String),
+    /// It could not be done.
+    Failed(Box<dyn std::error::Error>),
+    /// It has said so itself.
+    Said,
+}
+
+impl<E: std::error::Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::Failed(Box::new(error))
+    }
+}
+
+impl Failure {
+    /// With a text of our own.
+    fn text(text: impl Into<String>) -> Failure {
+        Failure::Failed(text.into().into())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    output::log(&cli.log_filter());
+    match cmd::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Usage(text)) => {
+            output::complain(&format!("mica: {text}\nTry 'mica --help'."));
+            ExitCode::from(2)
+        }
+        // Whoever reads our output has had enough.
+        Err(Failure::Failed(error)) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => {
+            output::complain(&format!("mica: {}", explain(&*error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The error and its sources, each said once.
+fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}

@@ -1,9 +1,13 @@
 //! What a person or a script sees: tables, JSON, byte counts, progress.
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use mica_layerdb::Progress;
 use serde::Serialize;
+use tracing_subscriber::EnvFilter;
 
 /// Writes one JSON document and a newline to standard output.
 pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
@@ -76,17 +80,95 @@ pub fn short(digest: &str) -> String {
     digest.rsplit(':').next().unwrap_or(digest).chars().take(12).collect()
 }
 
-/// Progress of long work: a bar on a terminal, nothing elsewhere.
-pub fn progress(what: &str) -> Option<ProgressBar> {
-    if !io::stderr().is_terminal() {
-        return None;
+/// Seconds since the epoch as UTC (RFC 3339).
+pub fn when(seconds: u64) -> String {
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    // Days are counted from 0000-03-01 on, in eras of 400 years, so that the leap day is the last of its year.
+    let day = days + 719_468;
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (era * 400 + year + u64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// Starts the log, on standard error.
+pub fn log(filter: &str) {
+    let known = EnvFilter::try_new(filter);
+    let wrong = known.as_ref().err().map(ToString::to_string);
+    let filter = known.unwrap_or_else(|_| EnvFilter::new("warn"));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+    if let Some(reason) = started.err().map(|error| error.to_string()).or(wrong) {
+        complain(&format!("mica: log filter: {reason}"));
     }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}") {
-        bar.set_style(style.progress_chars("=> "));
+}
+
+/// Progress of an import on standard error: bars on a terminal, a line per layer elsewhere.
+#[derive(Debug)]
+pub struct ImportProgress {
+    bars: Option<MultiProgress>,
+    layers: Mutex<HashMap<String, (ProgressBar, u64)>>,
+}
+
+impl ImportProgress {
+    /// Nothing is shown before a layer begins.
+    pub fn new() -> ImportProgress {
+        let bars = io::stderr().is_terminal().then(MultiProgress::new);
+        ImportProgress { bars, layers: Mutex::default() }
     }
-    bar.set_message(what.to_owned());
-    Some(bar)
+
+    /// Takes the bars away.
+    pub fn finish(&self) {
+        if let Some(bars) = &self.bars {
+            // Bars are only decoration.
+            let _ = bars.clear();
+        }
+    }
+
+    fn bar(&self, name: &str, total_bytes: Option<u64>) -> ProgressBar {
+        let Some(bars) = &self.bars else { return ProgressBar::hidden() };
+        let bar = bars.add(ProgressBar::new(total_bytes.unwrap_or(0)));
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(short(name));
+        bar
+    }
+}
+
+impl Progress for ImportProgress {
+    fn begin(&self, name: &str, total_bytes: Option<u64>) {
+        let bar = self.bar(name, total_bytes);
+        if let Ok(mut layers) = self.layers.lock() {
+            layers.insert(name.to_owned(), (bar, 0));
+        }
+    }
+
+    fn read(&self, name: &str, bytes: u64) {
+        if let Ok(mut layers) = self.layers.lock()
+            && let Some((bar, read)) = layers.get_mut(name)
+        {
+            *read += bytes;
+            bar.set_position(*read);
+        }
+    }
+
+    fn end(&self, name: &str, known: bool) {
+        let layer = self.layers.lock().ok().and_then(|mut layers| layers.remove(name));
+        let Some((bar, read)) = layer else { return };
+        bar.finish();
+        if self.bars.is_none() {
+            let what = if known { "there already".to_owned() } else { bytes(read) };
+            complain(&format!("layer {}: {what}", short(name)));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +179,13 @@ mod tests {
     fn bytes_of_every_size_read_well() {
         let shown: Vec<String> = [0, 1023, 1024, 1536, 10 * 1024, 1 << 20, u64::MAX].into_iter().map(bytes).collect();
         assert_eq!(shown, ["0 B", "1023 B", "1.00 KiB", "1.50 KiB", "10.0 KiB", "1.00 MiB", "16.0 EiB"]);
+    }
+
+    #[test]
+    fn when_knows_the_calendar() {
+        let shown: Vec<String> = [0, 951_782_400, 1_709_164_799, 4_102_444_800].into_iter().map(when).collect();
+        let expected = ["1970-01-01T00:00:00Z", "2000-02-29T00:00:00Z", "2024-02-28T23:59:59Z", "2100-01-01T00:00:00Z"];
+        assert_eq!(shown, expected);
     }
 
     #[test]

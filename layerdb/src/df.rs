@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::{DiffId, ObjectId};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::layer::{Layer, each_object};
 use crate::store::Store;
 
 /// Space used by a store. All numbers are bytes of files' lengths.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Df {
     /// All images as if nothing were shared: the sum of their [`ImageDf::logical_bytes`].
     pub logical_bytes: u64,
@@ -37,7 +37,7 @@ pub struct Df {
 }
 
 /// Space used by an image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageDf {
     /// The image's name.
     pub name: String,

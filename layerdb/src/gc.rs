@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::chain::{self, Chain};
 use crate::digest::{ChainId, DiffId, Digest, ObjectId};
@@ -37,7 +37,7 @@ pub struct GcOptions {
 }
 
 /// What a collection removed, or would have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcReport {
     /// Objects.
     pub objects_removed: u64,

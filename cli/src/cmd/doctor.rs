@@ -101,7 +101,9 @@ fn kernel_version(release: &str) -> (u32, u32) {
 fn fuse_device() -> Finding {
     match fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/fuse") {
         Ok(_) => Finding::ok("fuse device", "/dev/fuse opens"),
-        Err(error) => Finding::fatal("fuse device", error.to_string(), "load the `fuse` module; check /dev/fuse's mode"),
+        Err(error) => {
+            Finding::fatal("fuse device", error.to_string(), "load the `fuse` module; check /dev/fuse's mode")
+        }
     }
 }
 
@@ -203,7 +205,8 @@ fn trusted_xattr(dir: &Path) -> Finding {
     match rustix::fs::setxattr(dir, name, b"y", XattrFlags::empty()) {
         Ok(()) => Finding::ok("trusted xattrs", "kept by this disk"),
         Err(error) => {
-            let advice = "opaque and redirect marks fall back to user.overlay.*: use a disk with trusted xattrs, as root";
+            let advice =
+                "opaque and redirect marks fall back to user.overlay.*: use a disk with trusted xattrs, as root";
             Finding::missing("trusted xattrs", error.to_string(), advice)
         }
     }

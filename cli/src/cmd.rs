@@ -1,0 +1,58 @@
+//! The verbs.
+
+mod df;
+mod doctor;
+mod gc;
+mod image;
+mod keeper;
+mod layer;
+mod mount;
+mod serve;
+mod snapshot;
+mod umount;
+mod version;
+
+use std::path::PathBuf;
+
+use mica_snapshotter::config::{DEFAULT_ROOT, DEFAULT_STATE};
+
+use crate::Failure;
+use crate::args::{Cli, Verb};
+
+/// What holds for every verb.
+pub struct Context {
+    root: Option<PathBuf>,
+    state: Option<PathBuf>,
+    json: bool,
+}
+
+impl Context {
+    fn root(&self) -> PathBuf {
+        self.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into())
+    }
+
+    fn state(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| DEFAULT_STATE.into())
+    }
+}
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    let context = Context { root: cli.root, state: cli.state, json: cli.json };
+    match cli.verb {
+        Verb::Serve(arguments) => serve::run(context, arguments),
+        Verb::Mount(arguments) => mount::run(&context, &arguments),
+        Verb::Umount(arguments) => umount::run(&context, &arguments),
+        Verb::Image(arguments) => image::run(&context, arguments),
+        Verb::Layer(arguments) => layer::run(&context, &arguments),
+        Verb::Snapshot(arguments) => snapshot::run(&context, arguments),
+        Verb::Gc(arguments) => gc::run(&context, &arguments),
+        Verb::Df => df::run(&context),
+        Verb::Doctor(arguments) => match doctor::run(&context.root(), &arguments.containerd, context.json)? {
+            true => Ok(()),
+            false => Err(Failure::Said),
+        },
+        Verb::Version => version::run(&context),
+        Verb::Keeper(arguments) => keeper::run(&arguments),
+    }
+}

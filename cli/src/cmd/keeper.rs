@@ -1,0 +1,10 @@
+//! `mica keeper`
+
+use crate::Failure;
+use crate::args::Keeper;
+
+/// Holds connections until it is told to end.
+pub fn run(arguments: &Keeper) -> Result<(), Failure> {
+    let _ = arguments;
+    Err(Failure::text("connections are not kept yet"))
+}

@@ -1,0 +1,58 @@
+//! `mica snapshot`
+
+use mica_snapshotter::admin::{Call, SnapshotReport, SnapshotRow};
+
+use super::Context;
+use crate::backend::Backend;
+use crate::output::{Table, bytes, when};
+use crate::{Failure, args, output};
+
+/// Does one of the snapshot verbs.
+pub fn run(context: &Context, arguments: args::Snapshot) -> Result<(), Failure> {
+    match arguments {
+        args::Snapshot::Ls => list(context),
+        args::Snapshot::Show { key } => show(context, key),
+    }
+}
+
+fn list(context: &Context) -> Result<(), Failure> {
+    let snapshots: Vec<SnapshotRow> = Backend::of(&context.root())?.call(Call::SnapshotLs, &())?;
+    if context.json {
+        return Ok(output::json(&snapshots)?);
+    }
+    let mut table = Table::new(["NAME", "KIND", "PARENT", "CREATED"]);
+    for snapshot in snapshots {
+        let SnapshotRow { name, kind, parent, created, .. } = snapshot;
+        table.row([name, kind.name().to_owned(), or_dash(parent), when(created)]);
+    }
+    Ok(table.print()?)
+}
+
+fn show(context: &Context, key: String) -> Result<(), Failure> {
+    let report: SnapshotReport = Backend::of(&context.root())?.call(Call::SnapshotShow { key }, &())?;
+    if context.json {
+        return Ok(output::json(&report)?);
+    }
+    let SnapshotReport { row, usage, mountpoints } = report;
+    for (key, value) in [
+        ("name", row.name),
+        ("kind", row.kind.name().to_owned()),
+        ("parent", or_dash(row.parent)),
+        ("created", when(row.created)),
+        ("updated", when(row.updated)),
+        ("usage", format!("{} in {} inodes", bytes(usage.size), usage.inodes)),
+    ] {
+        output::line(&format!("{key:<8} {value}"))?;
+    }
+    for mountpoint in mountpoints {
+        output::line(&format!("{:<8} {}", "mounted", mountpoint.display()))?;
+    }
+    for (label, value) in row.labels {
+        output::line(&format!("{:<8} {label}={value}", "label"))?;
+    }
+    Ok(())
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
+}
