@@ -47,13 +47,47 @@ pub enum Error {
         /// What programs are told.
         errno: Errno,
     },
+
+    /// A mount option that is not known or makes no sense.
+    #[error("mount option {option}: {reason}")]
+    Option {
+        /// As it was given.
+        option: String,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A mount can't be made, ended or served.
+    #[error("{path}: {reason}")]
+    Mount {
+        /// The mountpoint.
+        path: String,
+        /// Why.
+        reason: String,
+        /// The system's answer.
+        errno: Errno,
+    },
+
+    /// The keeper refuses, or can't be reached.
+    #[error("keeper: {reason}")]
+    Keeper {
+        /// Why.
+        reason: String,
+        /// The system's answer.
+        errno: Errno,
+    },
 }
 
 impl Error {
     /// What a program is told (`errno(3)`).
     pub fn errno(&self) -> Errno {
         match self {
-            Error::Refused(errno) | Error::Unavailable { errno, .. } | Error::Layer { errno, .. } => *errno,
+            Error::Refused(errno)
+            | Error::Unavailable { errno, .. }
+            | Error::Layer { errno, .. }
+            | Error::Mount { errno, .. }
+            | Error::Keeper { errno, .. } => *errno,
+            Error::Option { .. } => Errno::INVAL,
             Error::Stale { .. } => Errno::STALE,
             Error::Lower(error) => lower_errno(error),
         }

@@ -8,6 +8,7 @@
 
 pub mod error;
 pub mod inode;
+pub mod keeper;
 pub mod lower;
 pub mod objects;
 mod sys;

@@ -1,8 +1,10 @@
 //! The system calls that no library wraps.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
+use fuser::{FileAttr, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyOpen};
 use rustix::io::Errno;
 
 /// `struct mount_attr` of `mount_setattr(2)`.
@@ -34,6 +36,48 @@ pub(crate) fn make_mount_read_only(mount: impl AsFd) -> Result<(), Errno> {
         )
     };
     if result == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Makes `place` a descriptor of what `new` is, as `dup3(2)`; what it was before is closed.
+///
+/// The number keeps its owner. The new descriptor is not passed on to programs that are started.
+pub(crate) fn replace_descriptor(place: BorrowedFd<'_>, new: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: both descriptors are open for the duration of the call. The one that is replaced stays open, as another
+    // file; whoever owns it goes on to own an open descriptor.
+    let result = unsafe { libc::dup3(new.as_fd().as_raw_fd(), place.as_raw_fd(), libc::O_CLOEXEC) };
+    if result >= 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// `FUSE_DEV_IOC_BACKING_CLOSE`, `_IOW(229, 2, __u32)`.
+const BACKING_CLOSE: libc::Ioctl = 0x4004_e502;
+
+/// Closes a backing file by its number. A number that is not in use is ENOENT.
+pub(crate) fn close_backing(device: impl AsFd, id: u32) -> Result<(), Errno> {
+    // SAFETY: the ioctl reads one u32, which lives until the call returns.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), BACKING_CLOSE, &raw const id) };
+    if result >= 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Answers an OPEN with a backing file that stays open after the answer.
+pub(crate) fn reply_opened(reply: ReplyOpen, fh: FileHandle, flags: FopenFlags, id: u32) {
+    // SAFETY: the passthrough table opened the number on this connection and closes it with the last handle. It is
+    // taken back from the wrapper below, which therefore never closes it.
+    let backing = unsafe { reply.wrap_backing(id) };
+    reply.opened_passthrough(fh, flags, &backing);
+    backing.into_raw();
+}
+
+/// Answers a CREATE in the same way.
+pub(crate) fn reply_created(
+    reply: ReplyCreate,
+    ttl: Duration,
+    attr: &FileAttr,
+    (fh, flags, id): (FileHandle, FopenFlags, u32),
+) {
+    // SAFETY: as for `reply_opened`.
+    let backing = unsafe { reply.wrap_backing(id) };
+    reply.created_passthrough(&ttl, attr, Generation(0), fh, flags, &backing);
+    backing.into_raw();
 }
 
 fn last_errno() -> Errno {

@@ -1,0 +1,54 @@
+//! Unions for mounts that no engine asks for.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use mica_layerdb::tree::Tree;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::lower::{Lower, TreeLower};
+use crate::objects::Objects;
+use crate::options::Options;
+use crate::union::{Below, Union};
+use crate::upper::{Format, Upper};
+
+/// The union of plain directories that `options` names. Without an upper it is read-only.
+pub fn union_of_dirs(options: &Options) -> Result<Union> {
+    options.check()?;
+    if options.lower.is_empty() {
+        return Err(Error::Option { option: "lowerdir".to_owned(), reason: "is missing".to_owned() });
+    }
+    let format = options.format.unwrap_or_else(Format::detect);
+    let lower = crate::lower::DirsLower::open(&options.lower, format)?;
+    let upper = match (&options.upper, &options.work) {
+        (Some(upper), Some(work)) => Some(Upper::open(upper, work, format)?),
+        _ => None,
+    };
+    Union::new(Below::Ready(Arc::new(lower)), upper)
+}
+
+/// The union of an image's merged tree and the changes kept in `changes`, a folder that is made if it does not exist.
+/// Without one it is read-only.
+pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&Path>) -> Result<Union> {
+    let lower: Arc<dyn Lower> = Arc::new(TreeLower::new(tree, objects));
+    let upper = changes.map(|changes| {
+        let (upper, work) = (changes.join("upper"), changes.join("work"));
+        for dir in [&upper, &work] {
+            make(dir)?;
+        }
+        Upper::open(&upper, &work, Format::detect())
+    });
+    Union::new(Below::Ready(lower), upper.transpose()?)
+}
+
+fn make(dir: &Path) -> Result<()> {
+    // The upper's own mode is that of the root; the umask has no say in it.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.map_err(|error| Error::Layer {
+        path: dir.display().to_string(),
+        reason: error.to_string(),
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    })
+}

@@ -1,0 +1,251 @@
+//! The text of `-o`.
+//!
+//! Options are separated by commas, the directories of `lowerdir` by colons; a backslash takes the meaning off the
+//! character behind it. Of a list of directories the first is on top. Options that say the same thing override
+//! earlier ones. What is not known is refused by name.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::mount::MountAttrFlags;
+
+use crate::error::{Error, Result};
+use crate::session::MountOptions;
+use crate::upper::Format;
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `lowerdir`: directories to be united, top first.
+    pub lower: Vec<PathBuf>,
+    /// `upperdir`: where changes go.
+    pub upper: Option<PathBuf>,
+    /// `workdir`: on the upper's disk, for changes under way.
+    pub work: Option<PathBuf>,
+    /// `userxattr`, or its contrary: which extended attributes the layers use. Without, what the process may use.
+    pub format: Option<Format>,
+    /// What the mount looks like.
+    pub mount: MountOptions,
+}
+
+/// Options of mount(8) that mean nothing here: to be mounted or not by `mount -a`, by whom, in what order, and
+/// comments.
+const IDLE: [&str; 14] = [
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "nouser",
+    "group",
+    "owner",
+    "async",
+    "silent",
+    "loud",
+    "nomand",
+    "nolazytime",
+    "default_permissions",
+];
+
+impl Options {
+    /// Takes in the text of one `-o`; several add up.
+    pub fn parse(&mut self, text: &[u8]) -> Result<()> {
+        for option in split(text, b',') {
+            if !option.is_empty() {
+                self.option(&option)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold of all of them together.
+    pub fn check(&self) -> Result<()> {
+        let refused =
+            |option: &str, reason: &str| Err(Error::Option { option: option.to_owned(), reason: reason.to_owned() });
+        match (&self.upper, &self.work) {
+            (Some(_), None) => refused("upperdir", "needs a workdir"),
+            (None, Some(_)) => refused("workdir", "needs an upperdir"),
+            _ => Ok(()),
+        }
+    }
+
+    fn option(&mut self, option: &[u8]) -> Result<()> {
+        let (name, value) = match option.iter().position(|&byte| byte == b'=') {
+            Some(at) => (&option[..at], Some(&option[at + 1..])),
+            None => (option, None),
+        };
+        let Ok(name) = std::str::from_utf8(name) else { return Err(unknown(option)) };
+        match value {
+            Some(value) => self.valued(name, value).unwrap_or_else(|| Err(unknown(option))),
+            None => self.flag(name).ok_or_else(|| unknown(option)),
+        }
+    }
+
+    fn valued(&mut self, name: &str, value: &[u8]) -> Option<Result<()>> {
+        let refused = |reason: &str| Some(Err(Error::Option { option: format!("{name}="), reason: reason.to_owned() }));
+        match name {
+            "lowerdir" => {
+                let dirs: Vec<_> = split(value, b':').into_iter().filter(|dir| !dir.is_empty()).collect();
+                if dirs.is_empty() {
+                    return refused("names no directory");
+                }
+                self.lower = dirs.iter().map(|dir| path(dir)).collect();
+            }
+            "upperdir" | "workdir" if value.is_empty() => return refused("names no directory"),
+            "upperdir" => self.upper = Some(path(value)),
+            "workdir" => self.work = Some(path(value)),
+            "fsname" | "source" => match String::from_utf8(plain(value)) {
+                Ok(fsname) if !fsname.is_empty() => self.mount.fsname = fsname,
+                _ => return refused("is no text"),
+            },
+            "threads" => match std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()) {
+                Some(threads) if (1..=256).contains(&threads) => self.mount.threads = threads,
+                _ => return refused("is no number from 1 to 256"),
+            },
+            "passthrough" => match value {
+                b"on" => self.mount.passthrough = true,
+                b"off" => self.mount.passthrough = false,
+                _ => return refused("is neither \"on\" nor \"off\""),
+            },
+            name if name.starts_with("x-") || name == "comment" => {}
+            _ => return None,
+        }
+        Some(Ok(()))
+    }
+
+    fn flag(&mut self, name: &str) -> Option<()> {
+        if IDLE.contains(&name) || name.starts_with("x-") {
+            return Some(());
+        }
+        match name {
+            "ro" => self.mount.read_only = true,
+            "rw" => self.mount.read_only = false,
+            "userxattr" => self.format = Some(Format::User),
+            "nouserxattr" => self.format = Some(Format::Trusted),
+            "allow_other" => self.mount.allow_other = true,
+            "noallow_other" => self.mount.allow_other = false,
+            _ => {
+                let (set, cleared) = attribute(name)?;
+                self.mount.attributes.remove(cleared);
+                self.mount.attributes.insert(set);
+            }
+        }
+        Some(())
+    }
+}
+
+/// The mount's attributes that an option sets and clears.
+fn attribute(name: &str) -> Option<(MountAttrFlags, MountAttrFlags)> {
+    let none = MountAttrFlags::empty();
+    let (suid, dev) = (MountAttrFlags::MOUNT_ATTR_NOSUID, MountAttrFlags::MOUNT_ATTR_NODEV);
+    let (exec, diratime) = (MountAttrFlags::MOUNT_ATTR_NOEXEC, MountAttrFlags::MOUNT_ATTR_NODIRATIME);
+    let (noatime, strict) = (MountAttrFlags::MOUNT_ATTR_NOATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME);
+    let symlinks = MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW;
+    Some(match name {
+        "suid" => (none, suid),
+        "nosuid" => (suid, none),
+        "dev" => (none, dev),
+        "nodev" => (dev, none),
+        "exec" => (none, exec),
+        "noexec" => (exec, none),
+        "diratime" => (none, diratime),
+        "nodiratime" => (diratime, none),
+        "symfollow" => (none, symlinks),
+        "nosymfollow" => (symlinks, none),
+        "noatime" => (noatime, strict),
+        "strictatime" => (strict, noatime),
+        "atime" | "relatime" => (none, noatime | strict),
+        "norelatime" | "nostrictatime" => (none, none),
+        _ => return None,
+    })
+}
+
+fn unknown(option: &[u8]) -> Error {
+    Error::Option { option: option.escape_ascii().to_string(), reason: "is not known".to_owned() }
+}
+
+/// Splits at `separator`, unless a backslash stands before it. Backslashes stay.
+fn split(text: &[u8], separator: u8) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        if byte == separator {
+            parts.push(Vec::new());
+            continue;
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push(byte);
+            if byte == b'\\' {
+                part.extend(bytes.next());
+            }
+        }
+    }
+    parts
+}
+
+/// Takes the backslashes off.
+fn plain(text: &[u8]) -> Vec<u8> {
+    let mut bytes = text.iter();
+    let mut plain = Vec::with_capacity(text.len());
+    while let Some(&byte) = bytes.next() {
+        plain.push(if byte == b'\\' { bytes.next().copied().unwrap_or(byte) } else { byte });
+    }
+    plain
+}
+
+fn path(text: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(plain(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Options> {
+        let mut options = Options::default();
+        options.parse(text.as_bytes())?;
+        options.check()?;
+        Ok(options)
+    }
+
+    #[test]
+    fn directories_are_split_at_colons_that_are_not_escaped() {
+        let options = parsed(r"lowerdir=/a\:b:/c\,d:/e\\f,upperdir=/u\,v,workdir=/w:x").unwrap();
+        let expected: Vec<PathBuf> = ["/a:b", "/c,d", r"/e\f"].map(PathBuf::from).into();
+        assert_eq!(options.lower, expected);
+        assert_eq!(options.upper, Some("/u,v".into()));
+        assert_eq!(options.work, Some("/w:x".into()));
+    }
+
+    #[test]
+    fn later_options_override_earlier_ones() {
+        let options = parsed("ro,nosuid,nodev,noatime,lowerdir=/a,rw,suid,strictatime,fsname=x,fsname=y").unwrap();
+        assert!(!options.mount.read_only);
+        let expected = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+        assert_eq!(options.mount.attributes, expected);
+        assert_eq!(options.mount.fsname, "y");
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_by_name() {
+        for option in ["redirect=1", "lowerdirs=/a", "frobnicate", "upperdir"] {
+            let message = parsed(&format!("lowerdir=/a,{option}")).unwrap_err().to_string();
+            assert!(message.contains(option), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_upper_without_its_work_directory_is_refused() {
+        assert!(parsed("lowerdir=/a,upperdir=/u").unwrap_err().to_string().contains("upperdir"));
+        assert!(parsed("lowerdir=/a,workdir=/w").unwrap_err().to_string().contains("workdir"));
+        assert!(parsed("lowerdir=").unwrap_err().to_string().contains("lowerdir"));
+        assert!(parsed("threads=0").unwrap_err().to_string().contains("threads"));
+    }
+
+    #[test]
+    fn what_mount_and_fstab_add_is_accepted() {
+        parsed("rw,relatime,dev,suid,exec,defaults,nofail,x-systemd.requires=/a,_netdev,comment=x,lowerdir=/a")
+            .unwrap();
+    }
+}
