@@ -1,5 +1,6 @@
 //! What lies below a union's upper: read-only, merged, and never changed while it is used.
 
+mod dirs;
 mod tree;
 
 use std::fmt;
@@ -11,7 +12,17 @@ use mica_layerdb::tree::{Nid, Tree};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino};
 
+pub use dirs::DirsLower;
 pub use tree::TreeLower;
+
+/// Whose attributes hold an overlay's marks: `trusted.overlay.*` as root writes them, or `user.overlay.*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `trusted.overlay.*`.
+    Trusted,
+    /// `user.overlay.*`.
+    User,
+}
 
 /// An entry of a lower directory.
 #[derive(Clone, Copy, Debug)]
