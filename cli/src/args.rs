@@ -1,6 +1,7 @@
 //! The command line, as types. What a verb does lives in `cmd/<verb>.rs`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -86,7 +87,7 @@ pub struct Serve {
 pub struct Mount {
     /// Options: `lowerdir=A:B[,upperdir=U,workdir=W][,ro]...`; may be repeated.
     #[arg(short = 'o', value_name = "OPTIONS")]
-    pub options: Vec<String>,
+    pub options: Vec<OsString>,
     /// Mount an image of the store instead of directories.
     #[arg(long, value_name = "REF")]
     pub image: Option<String>,
@@ -99,6 +100,18 @@ pub struct Mount {
     /// `[SOURCE] MOUNTPOINT`
     #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
     pub positional: Vec<PathBuf>,
+}
+
+impl Mount {
+    /// What `findmnt` is to show as source.
+    pub fn source(&self) -> Option<&Path> {
+        self.positional.split_last().and_then(|(_, before)| before.first()).map(PathBuf::as_path)
+    }
+
+    /// Where to mount.
+    pub fn mountpoint(&self) -> &Path {
+        self.positional.last().map_or(Path::new("."), PathBuf::as_path)
+    }
 }
 
 /// `mica umount`

@@ -12,7 +12,7 @@ mod snapshot;
 mod umount;
 mod version;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mica_snapshotter::config::{DEFAULT_ROOT, DEFAULT_STATE};
 
@@ -27,13 +27,20 @@ pub struct Context {
 }
 
 impl Context {
+    /// The store's folder, absolute.
     fn root(&self) -> PathBuf {
-        self.root.clone().unwrap_or_else(|| DEFAULT_ROOT.into())
+        absolute(self.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))
     }
 
+    /// The folder of sockets and mountpoints, as the kernel lists mounts in it.
     fn state(&self) -> PathBuf {
-        self.state.clone().unwrap_or_else(|| DEFAULT_STATE.into())
+        let state = absolute(self.state.as_deref().unwrap_or(Path::new(DEFAULT_STATE)));
+        std::fs::canonicalize(&state).unwrap_or(state)
     }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// Does what the command line says.

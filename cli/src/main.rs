@@ -3,6 +3,7 @@
 mod args;
 mod backend;
 mod cmd;
+mod mounts;
 mod output;
 
 use std::io::ErrorKind;

@@ -5,6 +5,5 @@ use crate::args::Keeper;
 
 /// Holds connections until it is told to end.
 pub fn run(arguments: &Keeper) -> Result<(), Failure> {
-    let _ = arguments;
-    Err(Failure::text("connections are not kept yet"))
+    Ok(mica_fs::keeper::serve(&arguments.socket)?)
 }

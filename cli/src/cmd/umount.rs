@@ -1,10 +1,76 @@
 //! `mica umount`
 
+mod all;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+
 use super::Context;
 use crate::Failure;
 use crate::args::Umount;
+use crate::mounts::{Note, mounted};
 
-/// Unmounts.
-pub fn run(_context: &Context, _arguments: &Umount) -> Result<(), Failure> {
-    Err(Failure::text("nothing can be unmounted yet"))
+/// How long the process that served a mount may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Unmounts one mount, or all.
+pub fn run(context: &Context, arguments: &Umount) -> Result<(), Failure> {
+    let Some(mountpoint) = &arguments.mountpoint else { return all::run(context) };
+    let mountpoint = place(mountpoint)?;
+    if !mounted()?.contains(&mountpoint) {
+        return Err(Failure::text(format!("{} is not a mount of Mica", mountpoint.display())));
+    }
+    let notes: Vec<(PathBuf, Note)> =
+        Note::all(&context.state()).into_iter().filter(|(_, note)| note.mountpoint == mountpoint).collect();
+    detach(&mountpoint, arguments.lazy)?;
+    if !arguments.lazy {
+        wait_until(END, || notes.iter().all(|(path, _)| !path.exists()));
+    }
+    Ok(())
+}
+
+/// The absolute path of a mountpoint, without a look into it: a mount whose server is gone has nothing to show.
+fn place(mountpoint: &Path) -> Result<PathBuf, Failure> {
+    let resolve = |path: &Path| {
+        std::fs::canonicalize(path).map_err(|error| Failure::text(format!("{}: {error}", mountpoint.display())))
+    };
+    let parent = mountpoint.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    match (parent, mountpoint.file_name()) {
+        (Some(parent), Some(name)) => {
+            let place = resolve(parent)?.join(name);
+            // A symbolic link to the mountpoint is as good.
+            if place.is_symlink() { resolve(&place) } else { Ok(place) }
+        }
+        _ => resolve(mountpoint),
+    }
+}
+
+/// Takes a mount away.
+fn detach(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
+    let shown = mountpoint.display();
+    let mut flags = UnmountFlags::NOFOLLOW;
+    flags.set(UnmountFlags::DETACH, lazy);
+    unmount(mountpoint, flags).map_err(|errno| {
+        Failure::text(match errno {
+            Errno::BUSY => format!("{shown} is in use; `--lazy` takes it out of sight at once"),
+            Errno::INVAL => format!("{shown} is not mounted"),
+            Errno::PERM => format!("{shown} can't be unmounted by this user"),
+            errno => format!("can't unmount {shown}: {errno}"),
+        })
+    })
+}
+
+/// Waits until something holds; false if it doesn't in time.
+fn wait_until(longest: Duration, holds: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !holds() {
+        if start.elapsed() > longest {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
