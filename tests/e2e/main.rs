@@ -1,0 +1,3 @@
+//! Real containers on real engines. Each body is one scenario and runs on both containerds.
+
+mod harness;

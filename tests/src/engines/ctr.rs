@@ -1,0 +1,138 @@
+//! containerd by its own command line.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::container::Container;
+use super::containerd::Containerd;
+use crate::command::{self, Output, succeed};
+use crate::failure::{Context as _, Result};
+use crate::wait::{LATER, SOON};
+use crate::{place, wait};
+
+impl Containerd {
+    /// `ctr WORDS...` on this engine, ready to run.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let program = place::engine(self.version.name()).map(|folder| folder.join("bin/ctr"));
+        let mut command = Command::new(program.unwrap_or_else(|_| "ctr".into()));
+        command.arg("--address").arg(self.socket()).args(["--namespace", &self.namespace]).args(words);
+        command.env("CONTAINERD_SNAPSHOTTER", self.snapshotter.name());
+        command
+    }
+
+    /// Runs `ctr WORDS...`; it must succeed.
+    pub fn ctr(&self, words: &[&str]) -> Result<Output> {
+        let done = command::run(&mut self.command(words), LATER)?.success();
+        done.context(format!("{} on {}", self.version.name(), self.snapshotter.name()))
+    }
+
+    /// Runs `ctr WORDS...`, which must fail, and returns what it said.
+    pub fn ctr_refused(&self, words: &[&str]) -> Result<String> {
+        command::run(&mut self.command(words), LATER)?.refusal()
+    }
+
+    /// Pulls and unpacks an image; returns how long that took.
+    pub fn pull(&self, reference: &str) -> Result<Duration> {
+        Ok(self.ctr(&["image", "pull", "--plain-http", reference])?.took)
+    }
+
+    /// Fetches an image's blobs and unpacks nothing.
+    pub fn fetch(&self, reference: &str) -> Result<Output> {
+        self.ctr(&["content", "fetch", "--plain-http", reference])
+    }
+
+    /// Pushes an image.
+    pub fn push(&self, reference: &str) -> Result<Output> {
+        self.ctr(&["image", "push", "--plain-http", reference])
+    }
+
+    /// Removes an image and waits until containerd has collected what only it needed.
+    pub fn remove_image(&self, reference: &str) -> Result<Output> {
+        self.ctr(&["image", "rm", "--sync", reference])
+    }
+
+    /// Writes an image as an OCI archive.
+    pub fn export(&self, reference: &str, archive: &Path) -> Result<Output> {
+        succeed(self.command(&["image", "export"]).arg(archive).arg(reference), LATER)
+    }
+
+    /// Takes in an OCI archive and unpacks it.
+    pub fn import(&self, archive: &Path) -> Result<Output> {
+        succeed(self.command(&["image", "import"]).arg(archive), LATER)
+    }
+
+    /// The manifest digest of an image.
+    pub fn digest(&self, reference: &str) -> Result<String> {
+        let list = self.ctr(&["image", "ls", &format!("name=={reference}")])?.text();
+        let digest = list.split_whitespace().find(|word| word.starts_with("sha256:"));
+        Ok(digest.context(format!("`ctr image ls` knows no {reference}: {list}"))?.to_owned())
+    }
+
+    /// A blob of the content store.
+    pub fn content(&self, digest: &str) -> Result<Vec<u8>> {
+        Ok(self.ctr(&["content", "get", digest])?.stdout)
+    }
+
+    /// The layer of a container's changes, or of a snapshot against its parent.
+    pub fn diff(&self, key: &str) -> Result<Vec<u8>> {
+        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        Ok(self.ctr(&["snapshots", "diff", "--media-type", media_type, key])?.stdout)
+    }
+
+    /// Snapshot keys that containerd knows, with their kinds.
+    pub fn snapshots(&self) -> Result<Vec<(String, String)>> {
+        let list = self.ctr(&["snapshots", "ls"])?.text();
+        // KEY PARENT KIND, where PARENT may be empty.
+        let rows = list.lines().skip(1).filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            Some(((*words.first()?).to_owned(), (*words.last()?).to_owned()))
+        });
+        Ok(rows.collect())
+    }
+
+    /// A name for a container that no other has.
+    pub fn new_id(&self) -> String {
+        format!("c{}", self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// `ctr run --rm IMAGE`, ready to run, with `words` as the command instead of the image's own if there are any.
+    pub fn run_command(&self, image: &str, words: &[&str]) -> Command {
+        let mut command = self.command(&["run", "--rm", "--fifo-dir"]);
+        command.arg(self.folder.join("fifo")).args([image, &self.new_id()]).args(words);
+        command
+    }
+
+    /// Runs a container to its end and returns what it printed; it must succeed.
+    pub fn run(&self, image: &str, words: &[&str]) -> Result<Output> {
+        let done = command::run(&mut self.run_command(image, words), LATER)?.success();
+        done.context(format!("{} on {}", self.version.name(), self.snapshotter.name()))
+    }
+
+    /// Starts a container that sleeps until it is removed.
+    pub fn start_container(&self, image: &str) -> Result<Container<'_>> {
+        Container::start(self, image, &["sleep", "infinity"])
+    }
+
+    pub(super) fn remove_all_containers(&self) {
+        let listed = command::run(&mut self.command(&["containers", "ls", "--quiet"]), SOON);
+        let text = listed.map(|output| output.text()).unwrap_or_default();
+        for id in text.split_whitespace() {
+            let _ = remove_container(self, id);
+        }
+    }
+}
+
+/// Ends a container's process and removes both.
+pub(super) fn remove_container(engine: &Containerd, id: &str) -> Result {
+    // It tells the exit status of the process by its own, so only the container's removal can be judged.
+    let _ = command::run(&mut engine.command(&["tasks", "delete", "--force", id]), SOON)?;
+    let mut last = String::new();
+    wait::until(&format!("container {id} to be removed"), SOON, || {
+        let removed = command::run(&mut engine.command(&["containers", "delete", id]), SOON)?;
+        last = removed.to_string();
+        Ok(removed.status.success().then_some(()))
+    })
+    .context(last)
+}
