@@ -12,7 +12,11 @@ pub mod keeper;
 pub mod lower;
 pub mod objects;
 mod sys;
+pub mod union;
+pub mod upper;
 
 pub use error::{Error, Result};
 pub use inode::{Attr, Caller, DirEntry, Fh, Ino, Opened, ROOT, SetAttr, SetTime};
 pub use objects::Objects;
+pub use union::{Backing, BackingPlace, Below, Union};
+pub use upper::{Format, Upper};

@@ -1,0 +1,180 @@
+//! Attributes: what stat(2) tells, and what chmod, chown, truncate and utimensat change.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Stat, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::Union;
+use super::copy_up::Keep;
+use super::lookup::Entry;
+use super::nodes::Place;
+use crate::error::{Error, Result};
+use crate::inode::{Attr, Fh, FileKind, Ino, ROOT, SetAttr, SetTime};
+use crate::upper::{DIRECTORY, Marks, Spot, read_dir};
+
+impl Union {
+    /// The attributes of an inode.
+    pub fn getattr(&self, ino: Ino, fh: Option<Fh>) -> Result<Attr> {
+        let _ = fh;
+        let _names = self.names.read();
+        self.getattr_locked(ino)
+    }
+
+    pub(super) fn getattr_locked(&self, ino: Ino) -> Result<Attr> {
+        match self.locate(ino)? {
+            Some(_) if ino == ROOT && *self.root_is_fresh.read() => self.fresh_root_attr(),
+            Some(spot) => self.attr_at(ino, &spot),
+            None => {
+                let mut attr = self.lower()?.attr(ino)?;
+                if self.removed.lock().contains(&ino) {
+                    attr.nlink = 0;
+                }
+                Ok(attr)
+            }
+        }
+    }
+
+    fn fresh_root_attr(&self) -> Result<Attr> {
+        let mut attr = self.lower()?.attr(ROOT)?;
+        attr.ino = ROOT;
+        Ok(attr)
+    }
+
+    /// The attributes of an upper inode at its place.
+    pub(super) fn attr_at(&self, ino: Ino, spot: &Spot) -> Result<Attr> {
+        let stat = spot.stat()?;
+        let known =
+            self.nodes.lock().get(ino).map(|node| (node.host, node.lower, matches!(node.place, Place::Orphan(..))));
+        let Some((host, lower, orphan)) = known else { return Err(Error::Stale { ino }) };
+        if host != stat.st_ino && ino != ROOT {
+            return Err(Error::Stale { ino });
+        }
+        let mut attr = self.attr_of_stat(ino, &stat, None, spot)?;
+        if orphan {
+            attr.nlink = 0;
+        } else if attr.is_dir()
+            && attr.nlink > 0
+            && let Some(lower) = lower
+        {
+            attr.nlink = self.merged_links(ino, lower, spot)?;
+        }
+        Ok(attr)
+    }
+
+    /// The attributes of an upper inode just found under a name.
+    pub(super) fn attr_of_entry(&self, entry: &Entry) -> Result<Attr> {
+        let mut attr = self.attr_of_stat(entry.ino, &entry.stat, Some(&entry.marks), &entry.spot)?;
+        if let (true, Some(lower)) = (attr.is_dir(), entry.merges) {
+            attr.nlink = self.merged_links(entry.ino, lower, &entry.spot)?;
+        }
+        Ok(attr)
+    }
+
+    fn attr_of_stat(&self, ino: Ino, stat: &Stat, marks: Option<&Marks>, spot: &Spot) -> Result<Attr> {
+        let mut attr = Attr::of_stat(ino, stat).ok_or(Errno::IO)?;
+        if attr.kind == FileKind::Regular && attr.size == 0 {
+            let is_device = match marks {
+                Some(marks) => marks.device,
+                None => self.upper()?.format.marks(spot)?.device,
+            };
+            if is_device {
+                attr.kind = FileKind::CharDevice;
+                attr.mode = attr.mode & 0o7777 | libc::S_IFCHR;
+                attr.rdev = 0;
+            }
+        }
+        Ok(attr)
+    }
+
+    /// `st_nlink` of a merged directory: two, and one for each subdirectory that is seen in it.
+    fn merged_links(&self, ino: Ino, lower: Ino, spot: &Spot) -> Result<u32> {
+        let known = self.nodes.lock().get(ino).map(|node| (node.subdirectories, node.recounts));
+        if let Some((Some(count), _)) = known {
+            return Ok(2 + count);
+        }
+        let below = self.lower()?;
+        let mut count = i64::from(below.attr(lower)?.nlink.saturating_sub(2));
+        let dir = Arc::new(spot.open(DIRECTORY)?);
+        for (name, _, kind) in read_dir(dir.as_fd())? {
+            let is_dir = match kind {
+                FileType::Unknown => {
+                    let stat = Spot::at(&dir, &name).stat()?;
+                    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                }
+                kind => kind == FileType::Directory,
+            };
+            count += i64::from(is_dir);
+            count -= i64::from(below.lookup(lower, &name)?.is_some_and(|attr| attr.is_dir()));
+        }
+        let count = u32::try_from(count).unwrap_or(0);
+        if let (Some((_, recounts)), Some(node)) = (known, self.nodes.lock().get_mut(ino))
+            && node.recounts == recounts
+        {
+            node.subdirectories = Some(count);
+        }
+        Ok(2 + count)
+    }
+
+    /// Lets the number of a directory's subdirectories be counted anew.
+    pub(super) fn forget_links(&self, ino: Ino) {
+        if let Some(node) = self.nodes.lock().get_mut(ino) {
+            node.subdirectories = None;
+            node.recounts = node.recounts.wrapping_add(1);
+        }
+    }
+
+    /// Changes attributes and returns them all.
+    pub fn setattr(&self, ino: Ino, fh: Option<Fh>, set: &SetAttr) -> Result<Attr> {
+        self.upper()?;
+        let keep = if set.size == Some(0) { Keep::Nothing } else { Keep::Contents };
+        self.copy_up(ino, keep)?;
+        let _names = self.names.read();
+        let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
+        if let Some(size) = set.size {
+            match fh.and_then(|fh| self.upper_file(fh)) {
+                Some(file) => rustix::fs::ftruncate(&*file, size)?,
+                None => spot.truncate(size)?,
+            }
+        }
+        // Changing the owner clears set-id bits on the disk, so it comes before the mode.
+        if set.uid.is_some() || set.gid.is_some() {
+            spot.chown(set.uid, set.gid)?;
+        }
+        if let Some(mode) = set.mode {
+            spot.chmod(mode)?;
+        }
+        if set.kill_privileges {
+            kill_privileges(&spot)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            spot.set_times(&Timestamps { last_access: time(set.atime), last_modification: time(set.mtime) })?;
+        }
+        self.attr_at(ino, &spot)
+    }
+}
+
+/// What a write by a user without privilege does to a program's (inode(7)).
+fn kill_privileges(spot: &Spot) -> Result<(), Errno> {
+    let mode = spot.stat()?.st_mode;
+    let mut kept = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        kept &= !libc::S_ISGID;
+    }
+    if kept != mode {
+        spot.chmod(kept)?;
+    }
+    match spot.remove_xattr(b"security.capability") {
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        removed => removed,
+    }
+}
+
+fn time(set: Option<SetTime>) -> Timespec {
+    match set {
+        None => Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+        Some(SetTime::At(time)) => Timespec { tv_sec: time.secs, tv_nsec: i64::from(time.nanos) },
+    }
+}

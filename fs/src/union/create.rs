@@ -1,0 +1,248 @@
+//! Making files, directories, devices and symbolic links.
+//!
+//! When the disk itself would give the new inode its right owner and nothing is in the way, it is made in place, by one
+//! call. Else it is made in the work directory and renamed to its name when it is complete.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat, makedev};
+use rustix::io::Errno;
+
+use super::lookup::{Seen, number};
+use super::nodes::Node;
+use super::{Union, valid_name};
+use crate::error::{Error, Result};
+use crate::inode::{Attr, Caller, Fh, FileKind, Ino};
+use crate::upper::{Mark, Marks, Spot, Upper};
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+enum New<'a> {
+    File,
+    Dir,
+    Symlink(&'a [u8]),
+    Node(FileType, u64),
+    /// A char device 0:0, which on the disk would be a whiteout.
+    ZeroDevice,
+}
+
+/// Where and for whom.
+struct Target<'a> {
+    parent: Ino,
+    name: &'a [u8],
+    dir: Arc<OwnedFd>,
+    dir_stat: Stat,
+    owner: (u32, u32),
+    mode: u32,
+    /// Whether a whiteout is in the place.
+    whiteout: bool,
+    /// Whether the disk makes the attributes right by itself: its default ACL is inherited by what is made in place alone.
+    acl: bool,
+}
+
+impl Union {
+    /// Makes a file of any type but directory and symbolic link.
+    pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u64) -> Result<Attr> {
+        let new = match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => New::File,
+            FileType::CharacterDevice if rdev == 0 => New::ZeroDevice,
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => New::Node(kind, rdev),
+            kind @ (FileType::Fifo | FileType::Socket) => New::Node(kind, 0),
+            _ => return Err(Errno::INVAL.into()),
+        };
+        Ok(self.make(caller, parent, name, mode, new)?.0)
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
+        let attr = self.make(caller, parent, name, mode, New::Dir)?.0;
+        self.forget_links(parent);
+        Ok(attr)
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, caller: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attr> {
+        Ok(self.make(caller, parent, name, 0o777, New::Symlink(target))?.0)
+    }
+
+    /// Makes a regular file and opens it. One that is there already is opened as it is, unless `O_EXCL` is asked for.
+    pub fn create(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, flags: OFlags) -> Result<(Attr, Fh)> {
+        match self.make(caller, parent, name, mode, New::File) {
+            Ok((attr, Some(file))) => Ok((attr, self.open_new(attr.ino, file))),
+            Ok((attr, None)) => Ok((attr, self.open(attr.ino, flags - OFlags::TRUNC)?)),
+            Err(Error::Refused(Errno::EXIST)) if !flags.contains(OFlags::EXCL) => {
+                let attr = self.lookup(parent, name)?.ok_or(Errno::NOENT)?;
+                let opened = self
+                    .open(attr.ino, flags - OFlags::CREATE)
+                    .and_then(|fh| Ok((self.getattr(attr.ino, Some(fh)).inspect_err(|_| self.release(fh))?, fh)));
+                opened.inspect_err(|_| self.forget(attr.ino, 1))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, new: New<'_>) -> Result<(Attr, Option<File>)> {
+        valid_name(name)?;
+        self.copy_up_parent(parent)?;
+        let _names = self.names.read();
+        let target = self.target(caller, parent, name, mode, new)?;
+        let file = if self.fits_in_place(&target, new) {
+            match make_in_place(&target, new) {
+                // The name was free a moment ago, or is a whiteout's.
+                Err(Errno::EXIST) if self.see(parent, name).is_ok_and(|seen| matches!(seen, Seen::Whiteout)) => {
+                    self.make_aside(&Target { whiteout: true, ..target }, new)?
+                }
+                made => made?,
+            }
+        } else {
+            self.make_aside(&target, new)?
+        };
+        self.enter_new(parent, name, new).map(|attr| (attr, file))
+    }
+
+    fn target<'a>(&self, caller: &Caller, parent: Ino, name: &'a [u8], mode: u32, new: New<'_>) -> Result<Target<'a>> {
+        let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;
+        if self.see_lower(parent, name)?.is_some() {
+            return match self.see(parent, name)? {
+                Seen::Whiteout => self.target_over(caller, parent, name, mode, new, dir, true),
+                _ => Err(Errno::EXIST.into()),
+            };
+        }
+        self.target_over(caller, parent, name, mode, new, dir, false)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
+    fn target_over<'a>(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &'a [u8],
+        mode: u32,
+        new: New<'_>,
+        dir: Arc<OwnedFd>,
+        whiteout: bool,
+    ) -> Result<Target<'a>> {
+        let dir_stat = rustix::fs::fstat(&dir)?;
+        let inherits = dir_stat.st_mode & libc::S_ISGID != 0;
+        let acl = Spot::Fd(Arc::clone(&dir)).xattr(b"system.posix_acl_default").unwrap_or_default().is_some();
+        let mut mode = mode & 0o7777;
+        if !acl {
+            mode &= !caller.umask;
+        }
+        if inherits && matches!(new, New::Dir) {
+            mode |= libc::S_ISGID;
+        }
+        let owner = (caller.uid, if inherits { dir_stat.st_gid } else { caller.gid });
+        Ok(Target { parent, name, dir, dir_stat, owner, mode, whiteout, acl })
+    }
+
+    /// Whether one call makes it, owner and all.
+    fn fits_in_place(&self, target: &Target<'_>, new: New<'_>) -> bool {
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let given = match target.dir_stat.st_mode & libc::S_ISGID {
+            0 => own,
+            _ => (own.0, target.dir_stat.st_gid),
+        };
+        let plain = !matches!(new, New::ZeroDevice) && !target.whiteout;
+        // mkdir and open leave set-id and sticky bits to chmod.
+        let bits = match new {
+            New::Dir => {
+                target.mode & 0o6000 == 0 || target.dir_stat.st_mode & libc::S_ISGID != 0 && target.mode & 0o4000 == 0
+            }
+            _ => true,
+        };
+        plain && bits && (target.owner == given || target.acl)
+    }
+
+    fn make_aside(&self, target: &Target<'_>, new: New<'_>) -> Result<Option<File>> {
+        let upper = self.upper()?;
+        let made = upper.temporary();
+        let placed = self.build_new(upper, target, new, &made).and_then(|file| {
+            let place = Spot::at(&target.dir, target.name);
+            match (target.whiteout, new) {
+                (false, _) => Upper::rename(&made, &place, RenameFlags::NOREPLACE)?,
+                (true, New::Dir) => {
+                    Upper::rename(&made, &place, RenameFlags::EXCHANGE)?;
+                    Upper::discard(&made)?;
+                }
+                (true, _) => Upper::rename(&made, &place, RenameFlags::empty())?,
+            }
+            Ok(file)
+        });
+        if placed.is_err()
+            && let Err(errno) = Upper::discard(&made)
+        {
+            tracing::warn!(%errno, "an unfinished inode stays in the work directory until the next start");
+        }
+        placed
+    }
+
+    fn build_new(&self, upper: &Upper, target: &Target<'_>, new: New<'_>, made: &Spot) -> Result<Option<File>> {
+        let Spot::At(dir, name) = made else { return Err(Errno::INVAL.into()) };
+        let mode = Mode::from_raw_mode(target.mode & 0o700);
+        let mut file = None;
+        match new {
+            New::File | New::ZeroDevice => {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                file = Some(File::from(rustix::fs::openat(dir, name, flags, mode)?));
+            }
+            New::Dir => rustix::fs::mkdirat(dir, name, mode)?,
+            New::Symlink(to) => rustix::fs::symlinkat(to, dir, name)?,
+            New::Node(kind, rdev) => rustix::fs::mknodat(dir, name, kind, mode, device(rdev))?,
+        }
+        made.chown(Some(target.owner.0), Some(target.owner.1))?;
+        if !matches!(new, New::Symlink(_)) {
+            made.chmod(target.mode)?;
+        }
+        match new {
+            New::Dir if target.whiteout => upper.format.set(made, Mark::Opaque, b"y")?,
+            New::ZeroDevice => {
+                upper.format.set(made, Mark::Device, b"y")?;
+                self.mark_impure(upper, target.parent)?;
+                file = None;
+            }
+            _ => {}
+        }
+        Ok(file)
+    }
+
+    /// Tells the kernel of what was just made.
+    fn enter_new(&self, parent: Ino, name: &[u8], new: New<'_>) -> Result<Attr> {
+        let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;
+        let spot = Spot::at(&dir, name);
+        let stat = spot.stat()?;
+        let mut attr = Attr::of_stat(number(&stat, &Marks::default(), None), &stat).ok_or(Errno::IO)?;
+        if matches!(new, New::ZeroDevice) {
+            attr.kind = FileKind::CharDevice;
+            attr.mode = attr.mode & 0o7777 | libc::S_IFCHR;
+        }
+        let node = Node::named(parent, name, stat.st_ino, None);
+        self.nodes.lock().enter(attr.ino, node).lookups += 1;
+        Ok(attr)
+    }
+}
+
+fn device(rdev: u64) -> u64 {
+    makedev(rustix::fs::major(rdev), rustix::fs::minor(rdev))
+}
+
+fn make_in_place(target: &Target<'_>, new: New<'_>) -> Result<Option<File>, Errno> {
+    let mode = Mode::from_raw_mode(target.mode & 0o7777);
+    let mut file = None;
+    match new {
+        New::File => {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            file = Some(File::from(rustix::fs::openat(&target.dir, target.name, flags, mode)?));
+        }
+        New::Dir => rustix::fs::mkdirat(&target.dir, target.name, mode)?,
+        New::Symlink(to) => rustix::fs::symlinkat(to, &target.dir, target.name)?,
+        New::Node(kind, rdev) => rustix::fs::mknodat(&target.dir, target.name, kind, mode, device(rdev))?,
+        New::ZeroDevice => return Err(Errno::INVAL),
+    }
+    if target.acl {
+        Spot::at(&target.dir, target.name).chown(Some(target.owner.0), Some(target.owner.1))?;
+    }
+    Ok(file)
+}

@@ -1,0 +1,150 @@
+//! What a name stands for: the upper's word first, then the lower's.
+
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+
+use super::nodes::{Node, Place};
+use super::{Union, valid_name};
+use crate::error::Result;
+use crate::inode::{Attr, Ino, ROOT};
+
+use crate::upper::{Found, Marks, Spot};
+
+/// What a name stands for, before anybody is told.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// Nothing, and neither part of the directory has the name.
+    Nothing,
+    /// Nothing: a whiteout hides the lower's entry, or would.
+    Whiteout,
+    /// An upper inode, and whether the lower has the name as well.
+    Upper(Entry),
+    /// A lower inode.
+    Lower(Attr),
+}
+
+/// An upper inode found under a name.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) spot: Spot,
+    pub(super) stat: Stat,
+    pub(super) marks: Marks,
+    pub(super) ino: Ino,
+    /// The lower directory it merges with.
+    pub(super) merges: Option<Ino>,
+}
+
+impl Entry {
+    pub(super) fn is_dir(&self) -> bool {
+        FileType::from_raw_mode(self.stat.st_mode) == FileType::Directory
+    }
+
+    /// The node to be known for it.
+    pub(super) fn node(&self, parent: Ino, name: &[u8]) -> Node {
+        let mut node = Node::named(parent, name, self.stat.st_ino, self.merges);
+        node.keep = !self.ino.is_upper();
+        node.impure = self.marks.impure;
+        node
+    }
+}
+
+impl Union {
+    /// The inode behind a name; `None` when the directory has no such name. What is found counts as one reference of the
+    /// kernel, to be given back by [`Union::forget`].
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attr>> {
+        let _names = self.names.read();
+        self.lookup_locked(parent, name)
+    }
+
+    pub(super) fn lookup_locked(&self, parent: Ino, name: &[u8]) -> Result<Option<Attr>> {
+        match self.see(parent, name)? {
+            Seen::Nothing | Seen::Whiteout => Ok(None),
+            Seen::Lower(attr) => Ok(Some(attr)),
+            Seen::Upper(entry) => {
+                let attr = self.attr_of_entry(&entry)?;
+                self.nodes.lock().enter(entry.ino, entry.node(parent, name)).lookups += 1;
+                Ok(Some(attr))
+            }
+        }
+    }
+
+    /// Gives `lookups` references back.
+    pub fn forget(&self, ino: Ino, lookups: u64) {
+        if ino == ROOT {
+            return;
+        }
+        let mut nodes = self.nodes.lock();
+        let Some(node) = nodes.get_mut(ino) else {
+            drop(nodes);
+            self.removed.lock().remove(&ino);
+            return;
+        };
+        node.lookups = node.lookups.saturating_sub(lookups);
+        if node.lookups > 0 {
+            return;
+        }
+        match node.place {
+            Place::Held(_) => {}
+            Place::Orphan(..) if self.is_open(ino) => return,
+            Place::Orphan(_, ref name) => self.delete_orphan(name),
+            _ if node.keep => return,
+            _ => {}
+        }
+        nodes.remove(ino);
+        drop(nodes);
+        self.directories.lock().pop(&ino);
+    }
+
+    /// What a name stands for. The caller holds `names`.
+    pub(super) fn see(&self, parent: Ino, name: &[u8]) -> Result<Seen> {
+        valid_name(name)?;
+        let Some(dir) = self.upper_dir(parent)? else {
+            let found = self.lower()?.lookup(parent, name)?;
+            return Ok(found.map_or(Seen::Nothing, Seen::Lower));
+        };
+        let upper = self.upper()?;
+        match upper.format.look(&Spot::at(&dir, name))? {
+            Some(Found::Whiteout) => Ok(Seen::Whiteout),
+            Some(Found::Entry(stat, marks)) => {
+                let spot = Spot::at(&dir, name);
+                let merges = self.merges_with(parent, name, &stat, &marks)?;
+                let ino = number(&stat, &marks, merges);
+                Ok(Seen::Upper(Entry { spot, stat, marks, ino, merges }))
+            }
+            None => Ok(self.see_lower(parent, name)?.map_or(Seen::Nothing, Seen::Lower)),
+        }
+    }
+
+    /// What the lower part of a directory has under a name.
+    pub(super) fn see_lower(&self, parent: Ino, name: &[u8]) -> Result<Option<Attr>> {
+        match self.lower_dir(parent) {
+            Some(dir) => self.lower()?.lookup(dir, name),
+            None => Ok(None),
+        }
+    }
+
+    /// The lower directory that the upper directory found under a name shows.
+    pub(super) fn merges_with(&self, parent: Ino, name: &[u8], stat: &Stat, marks: &Marks) -> Result<Option<Ino>> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || marks.opaque {
+            return Ok(None);
+        }
+        let found = match &marks.redirect {
+            Some(path) if path.starts_with(b"/") => self.lower()?.resolve(path)?,
+            Some(beside) => self.see_lower(parent, beside)?,
+            None => self.see_lower(parent, name)?,
+        };
+        match found {
+            Some(attr) if attr.is_dir() => Ok(Some(attr.ino)),
+            Some(_) | None if marks.redirect.is_some() => {
+                tracing::warn!(name = %name.escape_ascii(), "a directory's redirect leads to no directory of the lower");
+                Err(Errno::IO.into())
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// An upper inode's number: the one it had in the lower, that of the directory it merges with, or its own.
+pub(super) fn number(stat: &Stat, marks: &Marks, merges: Option<Ino>) -> Ino {
+    marks.origin.or(merges).unwrap_or(Ino::of_upper(stat.st_ino))
+}

@@ -1,0 +1,124 @@
+//! The upper inodes that the kernel knows.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::inode::{Ino, ROOT};
+
+/// A name and the directory it is in.
+pub(super) type Name = (Ino, Vec<u8>);
+
+/// Where an upper inode is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// The upper's root directory.
+    Root,
+    /// Under these names; there may be more that nobody asked for yet.
+    Named(Vec<Name>),
+    /// Under no known name: held by a descriptor until the kernel forgets it.
+    Held(Arc<OwnedFd>),
+    /// Without a name but open: kept in the work directory under this one, so that it survives the process.
+    Orphan(Arc<OwnedFd>, Vec<u8>),
+}
+
+/// An upper inode.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) place: Place,
+    /// Its number on the upper's disk.
+    pub(super) host: u64,
+    /// The lower directory that it merges with.
+    pub(super) lower: Option<Ino>,
+    /// References that the kernel holds.
+    pub(super) lookups: u64,
+    /// Stays when the kernel forgets it, since lower inodes below find their place by it or since the kernel's references
+    /// are not known.
+    pub(super) keep: bool,
+    /// Whether the disk says that entries may have other numbers than their own.
+    pub(super) impure: bool,
+    /// Number of visible subdirectories of a merged directory, once it was counted.
+    pub(super) subdirectories: Option<u32>,
+    /// How often that count became void: one that was begun before is not to be kept.
+    pub(super) recounts: u32,
+}
+
+/// A table of [`Node`]s.
+#[derive(Debug)]
+pub(super) struct Nodes(HashMap<Ino, Node>);
+
+impl Nodes {
+    /// A table that knows the root, if there is an upper.
+    pub(super) fn new(with_upper: bool) -> Nodes {
+        let mut nodes = HashMap::new();
+        if with_upper {
+            let mut root = Node::new(Place::Root, 0, Some(ROOT));
+            root.keep = true;
+            root.impure = true;
+            nodes.insert(ROOT, root);
+        }
+        Nodes(nodes)
+    }
+
+    pub(super) fn contains(&self, ino: Ino) -> bool {
+        self.0.contains_key(&ino)
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<&Node> {
+        self.0.get(&ino)
+    }
+
+    pub(super) fn get_mut(&mut self, ino: Ino) -> Option<&mut Node> {
+        self.0.get_mut(&ino)
+    }
+
+    pub(super) fn remove(&mut self, ino: Ino) -> Option<Node> {
+        self.0.remove(&ino)
+    }
+
+    /// Enters an inode that was found under a name, or adds the name to what is known of it.
+    pub(super) fn enter(&mut self, ino: Ino, found: Node) -> &mut Node {
+        let node = self.0.entry(ino).or_insert_with(|| found.clone());
+        if let Place::Named(mut new) = found.place {
+            match &mut node.place {
+                Place::Named(names) if node.host == found.host => {
+                    new.retain(|name| !names.contains(name));
+                    names.append(&mut new);
+                }
+                Place::Root => {}
+                place => *place = Place::Named(new),
+            }
+            node.host = found.host;
+        }
+        node
+    }
+
+    /// Takes a name away; returns how many known ones are left.
+    pub(super) fn drop_name(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> usize {
+        let Some(Node { place: Place::Named(names), .. }) = self.0.get_mut(&ino) else { return 0 };
+        names.retain(|(at, known)| *at != parent || known != name);
+        names.len()
+    }
+
+    /// Puts another name in the place of one.
+    pub(super) fn rename(&mut self, ino: Ino, from: (Ino, &[u8]), to: (Ino, &[u8])) {
+        self.drop_name(ino, from.0, from.1);
+        if let Some(Node { place: Place::Named(names), .. }) = self.0.get_mut(&ino) {
+            names.push((to.0, to.1.to_vec()));
+        }
+    }
+
+    pub(super) fn numbers(&self) -> Vec<Ino> {
+        self.0.keys().copied().collect()
+    }
+}
+
+impl Node {
+    pub(super) fn new(place: Place, host: u64, lower: Option<Ino>) -> Node {
+        Node { place, host, lower, lookups: 0, keep: false, impure: false, subdirectories: None, recounts: 0 }
+    }
+
+    pub(super) fn named(parent: Ino, name: &[u8], host: u64, lower: Option<Ino>) -> Node {
+        Node::new(Place::Named(vec![(parent, name.to_vec())]), host, lower)
+    }
+}

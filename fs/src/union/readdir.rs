@@ -1,0 +1,209 @@
+//! Reading directories.
+//!
+//! A directory without an upper part is read straight from the lower. One with an upper part is listed when it is opened and
+//! again when reading starts over; so a program that goes on reading sees each name that was there all the time
+//! exactly once, as POSIX' readdir() wants it, whatever is made or removed meanwhile.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::FileType;
+
+use super::Union;
+use super::lookup::{Seen, number};
+use crate::error::{Error, Result};
+use crate::inode::{Attr, DirEntry, Fh, FileKind, Ino, ROOT};
+use crate::upper::{Found, Spot, read_dir};
+
+/// Cookies of "." and "..".
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
+
+/// An open directory.
+#[derive(Debug)]
+pub(super) struct OpenDir {
+    ino: Ino,
+    /// `None`: read from the lower as it is.
+    listing: Mutex<Option<Arc<Vec<Listed>>>>,
+}
+
+#[derive(Debug)]
+struct Listed {
+    name: Vec<u8>,
+    ino: Ino,
+    kind: FileKind,
+}
+
+impl Union {
+    /// Opens a directory for reading.
+    pub fn opendir(&self, ino: Ino) -> Result<Fh> {
+        let listing = Mutex::new(self.list(ino)?);
+        Ok(self.insert_dir(OpenDir { ino, listing }))
+    }
+
+    /// Ends a directory's handle.
+    pub fn releasedir(&self, fh: Fh) {
+        self.remove_dir(fh);
+    }
+
+    /// Makes a directory's entries durable.
+    pub fn fsyncdir(&self, fh: Fh, data_only: bool) -> Result<()> {
+        let ino = self.dir(fh)?.ino;
+        match self.upper_dir(ino)? {
+            None => Ok(()),
+            Some(dir) if data_only => Ok(rustix::fs::fdatasync(&dir)?),
+            Some(dir) => Ok(rustix::fs::fsync(&dir)?),
+        }
+    }
+
+    /// Hands the entries behind `after` (0: from the start, read anew) to `each` until it returns false. "." and ".." are
+    /// the first. With `plus` entries have their attributes, and each one that was accepted counts as one reference of
+    /// the kernel.
+    pub fn readdir(&self, fh: Fh, after: u64, plus: bool, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        let dir = self.dir(fh)?;
+        if after == 0 {
+            *dir.listing.lock() = self.list(dir.ino)?;
+        }
+        for (cookie, name) in [(DOT, &b"."[..]), (DOT_DOT, b"..")] {
+            if after < cookie {
+                // Nothing reads the number of ".." but programs that walk up by it; they get it by stat(2).
+                let ino = if cookie == DOT { dir.ino } else { self.parent_of(dir.ino)? };
+                if !each(DirEntry { ino, kind: FileKind::Directory, name, cookie, attr: None }) {
+                    return Ok(());
+                }
+            }
+        }
+        let listing = dir.listing.lock().clone();
+        match listing {
+            Some(listing) => self.read_listing(dir.ino, &listing, after, plus, each),
+            None => self.read_lower(dir.ino, after, plus, each),
+        }
+    }
+
+    fn read_listing(
+        &self,
+        dir: Ino,
+        listing: &[Listed],
+        after: u64,
+        plus: bool,
+        each: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<()> {
+        let start = usize::try_from(after.saturating_sub(DOT_DOT)).unwrap_or(usize::MAX);
+        for (at, entry) in listing.iter().enumerate().skip(start) {
+            let attr = match plus {
+                true => match self.lookup(dir, &entry.name) {
+                    Ok(Some(attr)) => Some(attr),
+                    // Gone since the listing.
+                    Ok(None) => continue,
+                    Err(error) => return Err(error),
+                },
+                false => None,
+            };
+            let (ino, kind) = attr.map_or((entry.ino, entry.kind), |attr| (attr.ino, attr.kind));
+            let cookie = at as u64 + 1 + DOT_DOT;
+            if !each(DirEntry { ino, kind, name: &entry.name, cookie, attr }) {
+                if attr.is_some() {
+                    self.forget(ino, 1);
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_lower(&self, dir: Ino, after: u64, plus: bool, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        let Some(dir) = self.lower_dir(dir) else { return Ok(()) };
+        let lower = self.lower()?;
+        lower.entries(dir, after.saturating_sub(DOT_DOT), &mut |entry| {
+            let attr: Option<Attr> = if plus { Some(lower.attr(entry.ino)?) } else { None };
+            let cookie = entry.cookie + DOT_DOT;
+            Ok(!each(DirEntry { ino: entry.ino, kind: entry.kind, name: entry.name, cookie, attr }))
+        })
+    }
+
+    /// The visible entries of a directory with an upper part; `None` for one without.
+    fn list(&self, ino: Ino) -> Result<Option<Arc<Vec<Listed>>>> {
+        let _names = self.names.read();
+        let Some(dir) = self.upper_dir(ino)? else { return Ok(None) };
+        let (merged, impure) = match self.nodes.lock().get(ino) {
+            Some(node) => (node.lower, node.impure),
+            None => return Err(Error::Stale { ino }),
+        };
+        let mut entries = Vec::new();
+        let mut hiding = HashSet::new();
+        for (name, host, kind) in read_dir(dir.as_fd())? {
+            let known = match kind {
+                FileType::Unknown | FileType::CharacterDevice => None,
+                _ if impure || merged.is_some() => None,
+                kind => FileKind::from_mode(kind.as_raw_mode()).map(|kind| (Ino::of_upper(host), kind)),
+            };
+            let shown = match known {
+                Some(known) => Some(known),
+                None => self.upper_entry(ino, &Spot::at(&dir, &name), &name)?,
+            };
+            if merged.is_some() {
+                hiding.insert(name.clone());
+            }
+            entries.extend(shown.map(|(ino, kind)| Listed { name, ino, kind }));
+        }
+        if let Some(lower) = merged {
+            self.lower()?.entries(lower, 0, &mut |entry| {
+                if !hiding.contains(entry.name) {
+                    entries.push(Listed { name: entry.name.to_vec(), ino: entry.ino, kind: entry.kind });
+                }
+                Ok(false)
+            })?;
+        }
+        Ok(Some(Arc::new(entries)))
+    }
+
+    /// Number and type of an upper entry as the union shows it; `None` for a whiteout.
+    fn upper_entry(&self, parent: Ino, spot: &Spot, name: &[u8]) -> Result<Option<(Ino, FileKind)>> {
+        let Some(Found::Entry(stat, marks)) = self.upper()?.format.look(spot)? else { return Ok(None) };
+        let merges = self.merges_with(parent, name, &stat, &marks)?;
+        let kind = if marks.device { Some(FileKind::CharDevice) } else { FileKind::from_mode(stat.st_mode) };
+        Ok(kind.map(|kind| (number(&stat, &marks, merges), kind)))
+    }
+
+    /// Whether nothing is seen in a directory. The caller holds `names`.
+    pub(super) fn is_empty_dir(&self, ino: Ino) -> Result<bool> {
+        let mut hiding = HashSet::new();
+        if let Some(dir) = self.upper_dir(ino)? {
+            for (name, _, _) in read_dir(dir.as_fd())? {
+                if matches!(self.upper()?.format.look(&Spot::at(&dir, &name))?, Some(Found::Entry(..))) {
+                    return Ok(false);
+                }
+                hiding.insert(name);
+            }
+        }
+        let mut empty = true;
+        if let Some(lower) = self.lower_dir(ino) {
+            self.lower()?.entries(lower, 0, &mut |entry| {
+                empty = hiding.contains(entry.name);
+                Ok(!empty)
+            })?;
+        }
+        Ok(empty)
+    }
+
+    /// The number of a directory's parent, as far as it is known.
+    pub(super) fn parent_of(&self, ino: Ino) -> Result<Ino> {
+        use super::nodes::Place;
+        if ino == ROOT {
+            return Ok(ROOT);
+        }
+        match self.nodes.lock().get(ino).map(|node| node.place.clone()) {
+            Some(Place::Named(names)) => return Ok(names.first().map_or(ino, |(parent, _)| *parent)),
+            Some(_) => return Ok(ino),
+            None => {}
+        }
+        self.lower()?.parent(ino)
+    }
+
+    /// What a name stands for, when all that matters is whether it is seen.
+    pub(super) fn sees(&self, parent: Ino, name: &[u8]) -> Result<bool> {
+        Ok(matches!(self.see(parent, name)?, Seen::Upper(_) | Seen::Lower(_)))
+    }
+}

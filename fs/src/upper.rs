@@ -1,0 +1,193 @@
+//! The writable directory of a union, in kernel overlayfs' format, and the work directory beside it.
+//!
+//! ```text
+//! <upper>/      what the union's programs made, changed and (as whiteouts) removed
+//! <work>/tmp/      what is being built; emptied when the upper is opened
+//! <work>/orphans/  files without a name that programs have open, named by their number; see `union/unlink.rs`
+//! <work>/links/    copied-up files whose other names are still to be made, named by their number; see `union/copy_up.rs`
+//! ```
+
+pub(crate) mod format;
+mod spot;
+
+use std::ffi::CStr;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+pub use format::Format;
+pub(crate) use format::{Found, Mark, Marks};
+pub(crate) use spot::Spot;
+
+pub(crate) const DIRECTORY: OFlags = OFlags::from_bits_retain(
+    OFlags::RDONLY.bits() | OFlags::DIRECTORY.bits() | OFlags::CLOEXEC.bits() | OFlags::NOFOLLOW.bits(),
+);
+
+/// An open upper with its work directory.
+pub struct Upper {
+    pub(crate) root: Arc<OwnedFd>,
+    pub(crate) tmp: Arc<OwnedFd>,
+    pub(crate) orphans: Arc<OwnedFd>,
+    pub(crate) links: Arc<OwnedFd>,
+    pub(crate) format: Format,
+    pub(crate) fresh_root: bool,
+    next: AtomicU64,
+}
+
+impl fmt::Debug for Upper {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Upper").field("root", &self.root).field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl Upper {
+    /// Opens an upper and the work directory beside it; both must exist, on one filesystem, and neither may be in the
+    /// other. What was being built when an earlier process died is removed.
+    pub fn open(upper: &Path, work: &Path, format: Format) -> Result<Upper> {
+        let layer = |path: &Path, reason: &str, errno| Error::Layer {
+            path: path.display().to_string(),
+            reason: reason.to_owned(),
+            errno,
+        };
+        let open = |path: &Path| {
+            let flags = DIRECTORY - OFlags::NOFOLLOW;
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|errno| layer(path, &errno.to_string(), errno))
+        };
+        let (root, work_dir) = (open(upper)?, open(work)?);
+        let device = |fd: &OwnedFd, path: &Path| {
+            rustix::fs::fstat(fd)
+                .map(|stat| (stat.st_dev, stat.st_ino))
+                .map_err(|errno| layer(path, &errno.to_string(), errno))
+        };
+        let (of_upper, of_work) = (device(&root, upper)?, device(&work_dir, work)?);
+        if of_upper.0 != of_work.0 {
+            return Err(layer(work, "the work directory is on another filesystem than the upper", Errno::XDEV));
+        }
+        if of_upper == of_work || is_below(&root, of_work)? || is_below(&work_dir, of_upper)? {
+            return Err(layer(work, "the work directory and the upper must not contain each other", Errno::INVAL));
+        }
+        let part = |name: &str| -> Result<Arc<OwnedFd>> {
+            let made = match rustix::fs::mkdirat(&work_dir, name, Mode::RWXU) {
+                Err(Errno::EXIST) => Ok(()),
+                made => made,
+            };
+            made.and_then(|()| rustix::fs::openat(&work_dir, name, DIRECTORY, Mode::empty()))
+                .map(Arc::new)
+                .map_err(|errno| layer(&work.join(name), &errno.to_string(), errno))
+        };
+        let (tmp, orphans, links) = (part("tmp")?, part("orphans")?, part("links")?);
+        empty(&tmp)?;
+        // Modes come from the union's programs with their own mask applied; this process's must not be as well.
+        rustix::process::umask(Mode::empty());
+        Ok(Upper { root: Arc::new(root), tmp, orphans, links, format, fresh_root: false, next: AtomicU64::new(0) })
+    }
+
+    /// Says that the upper's root directory is only a container: until something in it changes, the union's root has
+    /// the lower root's attributes, and takes them over then.
+    #[must_use]
+    pub fn with_fresh_root(mut self) -> Upper {
+        self.fresh_root = true;
+        self
+    }
+
+    /// The upper's root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The namespace of its marks.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// A place in `tmp` that nothing has.
+    pub(crate) fn temporary(&self) -> Spot {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Spot::At(Arc::clone(&self.tmp), number.to_string().into_bytes())
+    }
+
+    /// Makes a whiteout at a place that nothing has.
+    pub(crate) fn make_whiteout(spot: &Spot) -> Result<(), Errno> {
+        let Spot::At(dir, name) = spot else { return Err(Errno::INVAL) };
+        rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+    }
+
+    /// Moves what is at one name to another.
+    pub(crate) fn rename(from: &Spot, to: &Spot, flags: RenameFlags) -> Result<(), Errno> {
+        let (Spot::At(from, old), Spot::At(to, new)) = (from, to) else { return Err(Errno::INVAL) };
+        rustix::fs::renameat_with(from, old, to, new, flags)
+    }
+
+    /// Removes what is at a place, with all that is in it.
+    pub(crate) fn discard(spot: &Spot) -> Result<(), Errno> {
+        let Spot::At(dir, name) = spot else { return Ok(()) };
+        remove_tree(dir.as_fd(), name)
+    }
+}
+
+/// Whether the directory is the one with `identity` or below it.
+fn is_below(dir: &OwnedFd, identity: (u64, u64)) -> Result<bool> {
+    let mut at = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
+    let mut last = None;
+    loop {
+        let stat = rustix::fs::fstat(&at)?;
+        let here = (stat.st_dev, stat.st_ino);
+        if here == identity {
+            return Ok(true);
+        }
+        if last == Some(here) {
+            return Ok(false);
+        }
+        last = Some(here);
+        at = match rustix::fs::openat(&at, "..", DIRECTORY, Mode::empty()) {
+            Ok(parent) => parent,
+            // Not ours to look at: then it isn't the other directory either.
+            Err(Errno::ACCESS) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        };
+    }
+}
+
+/// Removes everything in a directory.
+pub(crate) fn empty(dir: &OwnedFd) -> Result<(), Errno> {
+    for (name, _, _) in read_dir(dir.as_fd())? {
+        remove_tree(dir.as_fd(), &name)?;
+    }
+    Ok(())
+}
+
+fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        result => return result,
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        result => return result,
+    }
+    let inner = rustix::fs::openat(dir, name, DIRECTORY, Mode::empty())?;
+    empty(&inner)?;
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// All entries of a directory but `.` and `..`: name, number on the disk, type as the directory has it.
+pub(crate) fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, u64, FileType)>, Errno> {
+    // The descriptor given is shared and its position must stay: read_from opens anew.
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name: &CStr = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            entries.push((name.to_bytes().to_vec(), entry.ino(), entry.file_type()));
+        }
+    }
+    Ok(entries)
+}

@@ -1,0 +1,197 @@
+//! The marks of an upper: what kernel overlayfs writes
+//! (Documentation/filesystems/overlayfs.rst), and two of our own.
+//!
+//! | mark | on | means |
+//! |---|---|---|
+//! | char device 0:0 | a name | the lower's name is hidden |
+//! | `overlay.whiteout` | an empty regular file | the same, as kernels from 6.7 on read it |
+//! | `overlay.opaque` = `y` | directory | nothing of the lower is seen in it |
+//! | `overlay.redirect` | directory | it merges with the lower directory of that path, or of that name beside it |
+//! | `overlay.impure` = `y` | directory | it may hold entries whose number is not their own |
+//! | `mica.origin` | copied-up inode | its number in the lower, 8 bytes, little-endian |
+//! | `mica.device` | empty regular file | a program's char device 0:0, which must not be taken for a whiteout |
+
+use rustix::fs::{FileType, Stat, XattrFlags};
+use rustix::io::Errno;
+
+use super::Spot;
+use crate::inode::Ino;
+pub use crate::lower::Format;
+
+/// The mark that an attribute name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    Opaque,
+    Redirect,
+    Impure,
+    Whiteout,
+    Origin,
+    Device,
+}
+
+/// The marks found on an inode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    pub(crate) opaque: bool,
+    pub(crate) impure: bool,
+    pub(crate) whiteout: bool,
+    pub(crate) redirect: Option<Vec<u8>>,
+    pub(crate) origin: Option<Ino>,
+    pub(crate) device: bool,
+}
+
+/// What a name of an upper directory stands for.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    /// The lower's name is hidden.
+    Whiteout,
+    /// An inode of the upper.
+    Entry(Stat, Marks),
+}
+
+impl Format {
+    /// `trusted.` where this process may read and write it, else `user.`.
+    pub fn detect() -> Format {
+        if rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+            && in_initial_user_namespace()
+        {
+            Format::Trusted
+        } else {
+            Format::User
+        }
+    }
+
+    /// The namespace, with its dot.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Format::Trusted => "trusted.",
+            Format::User => "user.",
+        }
+    }
+
+    /// The attribute's full name.
+    pub(crate) fn name(self, mark: Mark) -> String {
+        let rest = match mark {
+            Mark::Opaque => "overlay.opaque",
+            Mark::Redirect => "overlay.redirect",
+            Mark::Impure => "overlay.impure",
+            Mark::Whiteout => "overlay.whiteout",
+            Mark::Origin => "mica.origin",
+            Mark::Device => "mica.device",
+        };
+        format!("{}{rest}", self.prefix())
+    }
+
+    /// What a name inside this union is called on the upper's disk: what would be taken for a mark is escaped as
+    /// overlayfs does it (`overlay.x` is stored as `overlay.overlay.x`).
+    pub(crate) fn stored_name(self, name: &[u8]) -> Vec<u8> {
+        let prefix = self.prefix().as_bytes();
+        for own in [&b"overlay."[..], b"mica."] {
+            if let Some(rest) = name.strip_prefix(prefix).filter(|rest| rest.starts_with(own)) {
+                return [prefix, own, rest].concat();
+            }
+        }
+        name.to_vec()
+    }
+
+    /// The reverse of [`Format::stored_name`]; `None` for what is ours and is not shown.
+    pub(crate) fn shown_name(self, stored: &[u8]) -> Option<Vec<u8>> {
+        let prefix = self.prefix().as_bytes();
+        let Some(rest) = stored.strip_prefix(prefix) else { return Some(stored.to_vec()) };
+        for own in [&b"overlay."[..], b"mica."] {
+            if let Some(inner) = rest.strip_prefix(own) {
+                return inner.starts_with(own).then(|| [prefix, inner].concat());
+            }
+        }
+        Some(stored.to_vec())
+    }
+
+    /// What is at `spot`; `None` when there is nothing.
+    pub(crate) fn look(self, spot: &Spot) -> Result<Option<Found>, Errno> {
+        let stat = match spot.stat() {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        if is_whiteout(&stat) {
+            return Ok(Some(Found::Whiteout));
+        }
+        let marks = match self.marks(spot) {
+            Ok(marks) => marks,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let hidden = marks.whiteout && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok(Some(if hidden && stat.st_size == 0 { Found::Whiteout } else { Found::Entry(stat, marks) }))
+    }
+
+    /// The marks of what is at `spot`.
+    pub(crate) fn marks(self, spot: &Spot) -> Result<Marks, Errno> {
+        let mut marks = Marks::default();
+        for name in spot.xattr_names()? {
+            match name.strip_prefix(self.prefix().as_bytes()) {
+                Some(b"overlay.opaque") => marks.opaque = spot.xattr(&name)?.as_deref() == Some(b"y"),
+                Some(b"overlay.impure") => marks.impure = true,
+                Some(b"overlay.whiteout") => marks.whiteout = true,
+                Some(b"overlay.redirect") => marks.redirect = spot.xattr(&name)?,
+                Some(b"mica.device") => marks.device = true,
+                Some(b"mica.origin") => {
+                    let value = spot.xattr(&name)?.and_then(|value| value.try_into().ok());
+                    marks.origin = value.map(u64::from_le_bytes).filter(|&ino| ino != 0).map(Ino);
+                }
+                _ => {}
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Sets a mark.
+    pub(crate) fn set(self, spot: &Spot, mark: Mark, value: &[u8]) -> Result<(), Errno> {
+        spot.set_xattr(self.name(mark).as_bytes(), value, XattrFlags::empty())
+    }
+
+    /// Marks a copied-up inode with its number in the lower. Not every type can carry a `user.` attribute: such an
+    /// inode goes without, and has another number after the next mount.
+    pub(crate) fn set_origin(self, spot: &Spot, ino: Ino) -> Result<(), Errno> {
+        match self.set(spot, Mark::Origin, &ino.0.to_le_bytes()) {
+            Err(Errno::PERM) if self == Format::User => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// Whether the first user namespace is this process's: only there can `trusted.` be written.
+fn in_initial_user_namespace() -> bool {
+    let path = "/proc/self/uid_map";
+    let Ok(file) = rustix::fs::openat(rustix::fs::CWD, path, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
+    else {
+        return true;
+    };
+    let mut buffer = [0; 128];
+    let Ok(read) = rustix::io::read(&file, &mut buffer[..]) else { return true };
+    let fields: Vec<&[u8]> = buffer[..read].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).collect();
+    fields == [&b"0"[..], b"0", b"4294967295"]
+}
+
+/// Whether an inode is overlayfs' whiteout.
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_look_like_marks_are_escaped_and_come_back() {
+        for name in [&b"trusted.overlay.opaque"[..], b"trusted.overlay.overlay.x", b"trusted.mica.origin", b"user.a"] {
+            let stored = Format::Trusted.stored_name(name);
+            assert_eq!(Format::Trusted.shown_name(&stored).as_deref(), Some(name));
+        }
+        assert_eq!(Format::Trusted.stored_name(b"trusted.overlay.opaque"), b"trusted.overlay.overlay.opaque");
+        assert_eq!(Format::Trusted.stored_name(b"user.overlay.opaque"), b"user.overlay.opaque");
+        assert_eq!(Format::Trusted.shown_name(b"trusted.overlay.opaque"), None);
+        assert_eq!(Format::User.shown_name(b"user.mica.origin"), None);
+    }
+}
