@@ -6,6 +6,7 @@
 //! kernel. The FUSE adapter translates the kernel's messages into the union's operations and decides nothing.
 //! [`error`] is the one place that makes an errno of an error.
 
+pub mod diff;
 pub mod error;
 pub mod inode;
 pub mod keeper;
