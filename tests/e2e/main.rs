@@ -1,3 +1,11 @@
-//! Real containers on real engines. Each body is one scenario and runs on both containerds.
+//! Real containers on real engines. A scenario is written once and played on both containerds.
 
+mod commit;
+mod containers;
 mod harness;
+mod layers;
+mod removal;
+mod requests;
+mod restart;
+mod stage;
+mod stores;

@@ -114,11 +114,11 @@ impl Daemon {
         serde_json::from_str(&text).context(format!("`mica --json {}` printed {text:?}", words.join(" ")))
     }
 
-    /// Unmounts everything, stops daemon and keeper, and checks that nothing of them is left.
+    /// Unmounts everything, which ends daemon and keeper, and checks that nothing of them is left.
     pub fn finish(mut self) -> Result {
         self.unmount_all()?;
-        if self.is_running() {
-            let status = self.terminate()?;
+        if let Some(mut service) = self.service.take() {
+            let status = service.ended(SOON)?;
             ensure!(status.success(), "the daemon ended with {status}:\n{}", self.log_tail(15));
         }
         let mounts = leftovers::mounts_below(&self.state)?;

@@ -8,6 +8,7 @@
 //! | [`engines`] | containerd 1.6 and 1.7, `ctr`, containers, the registry |
 //! | [`oci`] | layers and images made by hand, good and bad ones |
 //! | [`disk`] | a small filesystem that can be filled |
+//! | [`rpc`] | Mica's services as an engine calls them |
 //! | [`leftovers`] | mounts and processes that should be gone |
 //! | [`place`] | programs, images and folders |
 //! | [`command`], [`service`], [`wait`] | programs with time limits and readable errors |
@@ -22,6 +23,7 @@ pub mod failure;
 pub mod leftovers;
 pub mod oci;
 pub mod place;
+pub mod rpc;
 pub mod scene;
 pub mod service;
 pub mod wait;
