@@ -56,7 +56,7 @@ impl Spot {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         match self {
             Spot::At(dir, name) => rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, Mode::empty()),
-            Spot::Fd(_) => rustix::fs::openat(rustix::fs::CWD, self.path().0, flags, Mode::empty()),
+            Spot::Fd(_) => rustix::fs::openat(rustix::fs::CWD, self.path().0, flags - OFlags::NOFOLLOW, Mode::empty()),
         }
     }
 

@@ -1,0 +1,416 @@
+//! The union without a kernel: operations on a lower of plain directories and an upper beside it.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mica_fs::lower::DirsLower;
+use mica_fs::{Attr, Below, Caller, Format, Ino, ROOT, SetAttr, Union, Upper};
+use rustix::fs::{OFlags, RenameFlags};
+use rustix::io::Errno;
+
+struct Scene {
+    dir: tempfile::TempDir,
+    union: Union,
+}
+
+fn open(dir: &std::path::Path) -> Union {
+    let format = Format::detect();
+    let lower = DirsLower::open(&[dir.join("lower")], format).unwrap();
+    let upper = Upper::open(&dir.join("upper"), &dir.join("work"), format).unwrap();
+    Union::new(Below::Ready(Arc::new(lower)), Some(upper)).unwrap()
+}
+
+impl Scene {
+    fn new(build: impl FnOnce(PathBuf)) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["lower", "upper", "work"] {
+            fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        build(dir.path().join("lower"));
+        let union = open(dir.path());
+        Scene { dir, union }
+    }
+
+    /// The same directories, in a union that knows nothing yet.
+    fn again(self) -> Scene {
+        let Scene { dir, union } = self;
+        drop(union);
+        let union = open(dir.path());
+        Scene { dir, union }
+    }
+
+    fn find(&self, path: &str) -> Option<Attr> {
+        let mut at = self.union.getattr(ROOT, None).unwrap();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            at = self.union.lookup(at.ino, name.as_bytes()).unwrap()?;
+        }
+        Some(at)
+    }
+
+    fn ino(&self, path: &str) -> Ino {
+        self.find(path).unwrap_or_else(|| panic!("{path} is missing")).ino
+    }
+
+    fn split<'a>(&self, path: &'a str) -> (Ino, &'a [u8]) {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        (self.ino(dir), name.as_bytes())
+    }
+
+    fn read(&self, path: &str) -> Vec<u8> {
+        let fh = self.union.open(self.ino(path), OFlags::RDONLY).unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        let read = self.union.read(fh, 0, &mut buffer).unwrap();
+        self.union.release(fh);
+        buffer.truncate(read);
+        buffer
+    }
+
+    fn write(&self, path: &str, data: &[u8]) {
+        let (dir, name) = self.split(path);
+        let (_, fh) = self.union.create(&Caller::default(), dir, name, 0o644, OFlags::RDWR).unwrap();
+        self.union.write(fh, 0, data).unwrap();
+        self.union.release(fh);
+    }
+
+    fn mkdir(&self, path: &str) {
+        let (dir, name) = self.split(path);
+        self.union.mkdir(&Caller::default(), dir, name, 0o755).unwrap();
+    }
+
+    fn unlink(&self, path: &str) -> Result<(), Errno> {
+        let (dir, name) = self.split(path);
+        self.union.unlink(dir, name).map_err(|error| error.errno())
+    }
+
+    fn rmdir(&self, path: &str) -> Result<(), Errno> {
+        let (dir, name) = self.split(path);
+        self.union.rmdir(dir, name).map_err(|error| error.errno())
+    }
+
+    fn rename(&self, from: &str, to: &str, flags: RenameFlags) -> Result<(), Errno> {
+        let ((dir, name), (new_dir, new_name)) = (self.split(from), self.split(to));
+        self.union.rename(dir, name, new_dir, new_name, flags).map_err(|error| error.errno())
+    }
+
+    /// Names and numbers of a directory's entries.
+    fn list(&self, path: &str) -> BTreeMap<String, Ino> {
+        let fh = self.union.opendir(self.ino(path)).unwrap();
+        let mut found = BTreeMap::new();
+        self.union
+            .readdir(fh, 0, false, &mut |entry| {
+                let name = String::from_utf8(entry.name.to_vec()).unwrap();
+                if name != "." && name != ".." {
+                    assert!(found.insert(name.clone(), entry.ino).is_none(), "{name} came twice");
+                }
+                true
+            })
+            .unwrap();
+        self.union.releasedir(fh);
+        found
+    }
+
+    fn names(&self, path: &str) -> Vec<String> {
+        self.list(path).into_keys().collect()
+    }
+
+    fn upper(&self, path: &str) -> PathBuf {
+        self.dir.path().join("upper").join(path)
+    }
+}
+
+fn sample(lower: PathBuf) {
+    fs::create_dir_all(lower.join("dir/deep")).unwrap();
+    fs::write(lower.join("dir/file"), "lower file").unwrap();
+    fs::write(lower.join("dir/deep/leaf"), "leaf").unwrap();
+    fs::write(lower.join("top"), "top").unwrap();
+    fs::hard_link(lower.join("top"), lower.join("dir/top2")).unwrap();
+    fs::create_dir(lower.join("empty")).unwrap();
+    std::os::unix::fs::symlink("top", lower.join("link")).unwrap();
+}
+
+const NONE: RenameFlags = RenameFlags::empty();
+
+#[test]
+fn write_to_a_lower_file_copies_it_up_under_the_same_number_and_open_handles_follow() {
+    let scene = Scene::new(sample);
+    let before = scene.find("dir/file").unwrap();
+    let reader = scene.union.open(before.ino, OFlags::RDONLY).unwrap();
+    let writer = scene.union.open(before.ino, OFlags::RDWR).unwrap();
+    scene.union.write(writer, 0, b"UPPER").unwrap();
+    let mut buffer = [0; 32];
+    let read = scene.union.read(reader, 0, &mut buffer).unwrap();
+    assert_eq!(&buffer[..read], b"UPPER file");
+    let after = scene.find("dir/file").unwrap();
+    assert_eq!((after.ino, after.mode, after.nlink), (before.ino, before.mode, before.nlink));
+    assert_eq!(fs::read(scene.dir.path().join("lower/dir/file")).unwrap(), b"lower file");
+    assert_eq!(scene.list("dir")["file"], before.ino);
+    let scene = scene.again();
+    assert_eq!(scene.ino("dir/file"), before.ino);
+    assert_eq!(scene.read("dir/file"), b"UPPER file");
+}
+
+#[test]
+fn copy_up_of_a_directory_changes_neither_its_number_nor_links_nor_times() {
+    let scene = Scene::new(sample);
+    let before = scene.find("dir").unwrap();
+    scene
+        .union
+        .setattr(scene.ino("dir/deep/leaf"), None, &SetAttr { mode: Some(0o600), ..SetAttr::default() })
+        .unwrap();
+    let after = scene.find("dir").unwrap();
+    assert_eq!((after.ino, after.nlink, after.mtime), (before.ino, before.nlink, before.mtime));
+    assert_eq!(scene.find("dir/deep").unwrap().mtime, scene.again().find("dir/deep").unwrap().mtime);
+}
+
+#[test]
+fn unlink_of_a_lower_file_leaves_a_whiteout_and_a_new_file_replaces_it() {
+    let scene = Scene::new(sample);
+    let old = scene.ino("dir/file");
+    scene.unlink("dir/file").unwrap();
+    assert!(scene.find("dir/file").is_none());
+    assert_eq!(scene.names("dir"), ["deep", "top2"]);
+    assert!(fs::symlink_metadata(scene.upper("dir/file")).unwrap().file_type().is_char_device());
+    assert_eq!(scene.union.getattr(old, None).unwrap().nlink, 0);
+    assert_eq!(scene.unlink("dir/file"), Err(Errno::NOENT));
+    scene.write("dir/file", b"new");
+    assert_ne!(scene.ino("dir/file"), old);
+    let scene = scene.again();
+    assert_eq!(scene.read("dir/file"), b"new");
+    scene.unlink("dir/file").unwrap();
+    assert!(scene.again().find("dir/file").is_none());
+}
+
+#[test]
+fn deleted_open_file_stays_readable_and_its_space_goes_with_the_last_handle() {
+    let scene = Scene::new(sample);
+    scene.write("fresh", b"data");
+    let ino = scene.ino("fresh");
+    let fh = scene.union.open(ino, OFlags::RDWR).unwrap();
+    scene.unlink("fresh").unwrap();
+    scene.union.write(fh, 4, b"+more").unwrap();
+    let mut buffer = [0; 16];
+    assert_eq!(scene.union.read(fh, 0, &mut buffer).unwrap(), 9);
+    assert_eq!(scene.union.getattr(ino, Some(fh)).unwrap().nlink, 0);
+    let orphans = scene.dir.path().join("work/orphans");
+    assert_eq!(fs::read_dir(&orphans).unwrap().count(), 1);
+    scene.union.release(fh);
+    scene.union.forget(ino, 100);
+    assert_eq!(fs::read_dir(&orphans).unwrap().count(), 0);
+}
+
+#[test]
+fn lower_file_deleted_while_open_for_reading_can_be_changed_by_its_handle() {
+    let scene = Scene::new(sample);
+    let ino = scene.ino("dir/file");
+    let fh = scene.union.open(ino, OFlags::RDONLY).unwrap();
+    scene.unlink("dir/file").unwrap();
+    let attr = scene.union.setattr(ino, Some(fh), &SetAttr { mode: Some(0o400), ..SetAttr::default() }).unwrap();
+    assert_eq!((attr.nlink, attr.mode & 0o7777), (0, 0o400));
+    let mut buffer = [0; 32];
+    assert_eq!(scene.union.read(fh, 0, &mut buffer).unwrap(), 10);
+    assert!(scene.find("dir/file").is_none());
+}
+
+#[test]
+fn rmdir_and_mkdir_over_a_lower_directory_show_nothing_of_it() {
+    let scene = Scene::new(sample);
+    assert_eq!(scene.rmdir("dir"), Err(Errno::NOTEMPTY));
+    scene.unlink("dir/file").unwrap();
+    scene.unlink("dir/top2").unwrap();
+    scene.unlink("dir/deep/leaf").unwrap();
+    scene.rmdir("dir/deep").unwrap();
+    assert_eq!(scene.find("dir").unwrap().nlink, 2);
+    scene.rmdir("dir").unwrap();
+    assert!(scene.find("dir").is_none());
+    scene.mkdir("dir");
+    assert!(scene.names("dir").is_empty());
+    let scene = scene.again();
+    assert!(scene.names("dir").is_empty());
+    assert_eq!(scene.names(""), ["dir", "empty", "link", "top"]);
+}
+
+#[test]
+fn rename_of_a_lower_directory_moves_it_whole_without_copying_it() {
+    let scene = Scene::new(sample);
+    let (dir, leaf) = (scene.ino("dir"), scene.ino("dir/deep/leaf"));
+    scene.rename("dir", "moved", NONE).unwrap();
+    assert!(scene.find("dir").is_none());
+    assert_eq!((scene.ino("moved"), scene.ino("moved/deep/leaf")), (dir, leaf));
+    assert!(!scene.upper("moved/deep").exists());
+    scene.write("moved/deep/leaf", b"changed");
+    let scene = scene.again();
+    assert_eq!(scene.names(""), ["empty", "link", "moved", "top"]);
+    assert_eq!(scene.names("moved"), ["deep", "file", "top2"]);
+    assert_eq!(scene.read("moved/deep/leaf")[..7], *b"changed");
+    assert_eq!(scene.ino("moved/deep/leaf"), leaf);
+    scene.mkdir("dir");
+    assert!(scene.names("dir").is_empty());
+    scene.rename("moved", "dir", NONE).unwrap();
+    assert_eq!(scene.again().names("dir"), ["deep", "file", "top2"]);
+}
+
+#[test]
+fn rename_over_directories_needs_them_empty_and_keeps_kinds_apart() {
+    let scene = Scene::new(sample);
+    scene.mkdir("fresh");
+    scene.write("file", b"x");
+    assert_eq!(scene.rename("fresh", "dir", NONE), Err(Errno::NOTEMPTY));
+    assert_eq!(scene.rename("fresh", "top", NONE), Err(Errno::NOTDIR));
+    assert_eq!(scene.rename("file", "empty", NONE), Err(Errno::ISDIR));
+    assert_eq!(scene.rename("file", "top", RenameFlags::NOREPLACE), Err(Errno::EXIST));
+    assert_eq!(scene.rename("dir", "dir/deep/in", NONE), Err(Errno::INVAL));
+    scene.write("fresh/inner", b"y");
+    scene.rename("fresh", "empty", NONE).unwrap();
+    assert_eq!(scene.names("empty"), ["inner"]);
+    scene.rename("dir", "fresh2", NONE).unwrap();
+    scene.rename("empty", "dir", NONE).unwrap();
+    let scene = scene.again();
+    assert_eq!(scene.names("dir"), ["inner"]);
+    assert_eq!(scene.names(""), ["dir", "file", "fresh2", "link", "top"]);
+}
+
+#[test]
+fn exchange_swaps_a_lower_directory_and_a_new_file() {
+    let scene = Scene::new(sample);
+    scene.write("file", b"x");
+    let (dir, file) = (scene.ino("dir"), scene.ino("file"));
+    scene.rename("dir", "file", RenameFlags::EXCHANGE).unwrap();
+    assert_eq!((scene.ino("file"), scene.ino("dir")), (dir, file));
+    let scene = scene.again();
+    assert_eq!(scene.read("dir"), b"x");
+    assert_eq!(scene.names("file"), ["deep", "file", "top2"]);
+}
+
+#[test]
+fn rename_with_whiteout_leaves_a_device_that_programs_see() {
+    let scene = Scene::new(sample);
+    scene.rename("dir/file", "dir/other", RenameFlags::WHITEOUT).unwrap();
+    let left = scene.find("dir/file").unwrap();
+    assert_eq!((left.kind, left.rdev), (mica_fs::inode::FileKind::CharDevice, 0));
+    let scene = scene.again();
+    assert_eq!(scene.find("dir/file").unwrap().kind, mica_fs::inode::FileKind::CharDevice);
+    assert_eq!(scene.read("dir/other"), b"lower file");
+    scene.unlink("dir/file").unwrap();
+    assert!(scene.again().find("dir/file").is_none());
+}
+
+#[test]
+fn hard_links_of_the_lower_stay_one_file_over_copy_up_and_restart() {
+    let scene = Scene::new(sample);
+    assert_eq!(scene.find("top").unwrap().nlink, 2);
+    scene.write("top", b"both");
+    assert_eq!(&scene.read("dir/top2")[..4], b"both");
+    assert_eq!((scene.find("top").unwrap().nlink, scene.ino("top")), (2, scene.ino("dir/top2")));
+    let scene = scene.again();
+    assert_eq!(&scene.read("dir/top2")[..4], b"both");
+    scene.unlink("top").unwrap();
+    assert_eq!(scene.find("dir/top2").unwrap().nlink, 1);
+    let ino = scene.ino("dir/top2");
+    let (dir, _) = scene.split("dir/x");
+    assert_eq!(scene.union.link(ino, dir, b"top3").unwrap().nlink, 2);
+    assert_eq!(scene.read("dir/top3"), scene.read("dir/top2"));
+}
+
+#[test]
+fn owed_links_of_an_interrupted_copy_up_are_made_at_the_next_start() {
+    let scene = Scene::new(sample);
+    let ino = scene.ino("top");
+    scene.write("top", b"both");
+    // As if the process had died before the second name.
+    let intent = scene.dir.path().join("work/links").join(format!("{:016x}", ino.0));
+    fs::hard_link(scene.upper("top"), &intent).unwrap();
+    fs::remove_file(scene.upper("dir/top2")).unwrap();
+    let scene = scene.again();
+    assert_eq!(&scene.read("dir/top2")[..4], b"both");
+    assert_eq!(scene.find("top").unwrap().nlink, 2);
+    assert!(!intent.exists());
+}
+
+#[test]
+fn symlinks_devices_and_xattrs_are_copied_up_as_they_are() {
+    let scene = Scene::new(sample);
+    let link = scene.ino("link");
+    scene.union.setattr(link, None, &SetAttr { uid: Some(7), ..SetAttr::default() }).unwrap();
+    assert_eq!(scene.union.readlink(link).unwrap(), b"top");
+    assert_eq!(scene.find("link").unwrap().uid, 7);
+    let file = scene.ino("dir/file");
+    scene.union.setxattr(file, b"user.color", b"green", 0).unwrap();
+    assert_eq!(scene.union.getxattr(file, b"user.color").unwrap(), b"green");
+    assert_eq!(scene.union.listxattr(file).unwrap(), [b"user.color"]);
+    assert_eq!(scene.union.getxattr(file, b"user.none").unwrap_err().errno(), Errno::NODATA);
+    scene.union.removexattr(file, b"user.color").unwrap();
+    assert!(scene.union.listxattr(file).unwrap().is_empty());
+    scene.union.mknod(&Caller::default(), ROOT, b"zero", libc::S_IFCHR | 0o600, 0).unwrap();
+    let scene = scene.again();
+    let zero = scene.find("zero").unwrap();
+    assert_eq!((zero.kind, zero.mode & 0o7777), (mica_fs::inode::FileKind::CharDevice, 0o600));
+    assert!(scene.names("").contains(&"zero".to_owned()));
+}
+
+#[test]
+fn new_inodes_belong_to_the_caller_and_setgid_directories_hand_their_group_down() {
+    let scene = Scene::new(sample);
+    let caller = Caller { uid: 1000, gid: 1001, pid: 1, umask: 0o022 };
+    let attr = scene.union.mkdir(&caller, ROOT, b"team", 0o2777).unwrap();
+    assert_eq!((attr.uid, attr.gid, attr.mode & 0o7777), (1000, 1001, 0o2755));
+    scene.union.setattr(attr.ino, None, &SetAttr { gid: Some(55), mode: Some(0o2775), ..SetAttr::default() }).unwrap();
+    let inner = scene.union.mkdir(&caller, attr.ino, b"inner", 0o755).unwrap();
+    assert_eq!((inner.uid, inner.gid, inner.mode & 0o7777), (1000, 55, 0o2755));
+    let (file, fh) = scene.union.create(&caller, attr.ino, b"file", 0o666, OFlags::WRONLY).unwrap();
+    assert_eq!((file.uid, file.gid, file.mode & 0o7777), (1000, 55, 0o644));
+    scene.union.release(fh);
+    let on_disk = fs::metadata(scene.upper("team/file")).unwrap();
+    assert_eq!((on_disk.uid(), on_disk.gid(), on_disk.permissions().mode() & 0o7777), (1000, 55, 0o644));
+}
+
+#[test]
+fn recover_learns_moved_directories_and_open_files_without_a_name() {
+    let scene = Scene::new(sample);
+    let leaf = scene.ino("dir/deep/leaf");
+    scene.rename("dir", "moved", NONE).unwrap();
+    scene.write("gone", b"kept");
+    let gone = scene.ino("gone");
+    scene.union.open(gone, OFlags::RDWR).unwrap();
+    scene.unlink("gone").unwrap();
+    let scene = scene.again();
+    scene.union.recover().unwrap();
+    // Nobody looked these up in this process: the kernel still names them.
+    scene.union.setattr(leaf, None, &SetAttr { mode: Some(0o640), ..SetAttr::default() }).unwrap();
+    assert_eq!(scene.find("moved/deep/leaf").unwrap().mode & 0o7777, 0o640);
+    let fh = scene.union.open(gone, OFlags::RDONLY).unwrap();
+    let mut buffer = [0; 8];
+    assert_eq!(scene.union.read(fh, 0, &mut buffer).unwrap(), 4);
+    assert_eq!(scene.union.getattr(gone, None).unwrap().nlink, 0);
+}
+
+#[test]
+fn read_only_union_refuses_every_change() {
+    let scene = Scene::new(sample);
+    let lower = DirsLower::open(&[scene.dir.path().join("lower")], Format::detect()).unwrap();
+    let union = Union::new(Below::Ready(Arc::new(lower)), None).unwrap();
+    let file = union.lookup(ROOT, b"top").unwrap().unwrap().ino;
+    let refused = |result: mica_fs::Result<()>| assert_eq!(result.unwrap_err().errno(), Errno::ROFS);
+    refused(union.unlink(ROOT, b"top"));
+    refused(union.rmdir(ROOT, b"empty"));
+    refused(union.rename(ROOT, b"top", ROOT, b"x", NONE));
+    refused(union.setxattr(file, b"user.a", b"b", 0));
+    refused(union.removexattr(file, b"user.a"));
+    refused(union.open(file, OFlags::RDWR).map(drop));
+    refused(union.mkdir(&Caller::default(), ROOT, b"x", 0o755).map(drop));
+    refused(union.link(file, ROOT, b"x").map(drop));
+    refused(union.setattr(file, None, &SetAttr { size: Some(0), ..SetAttr::default() }).map(drop));
+}
+
+#[test]
+fn names_that_no_directory_can_hold_are_refused() {
+    let scene = Scene::new(sample);
+    let long = [b'x'; 256];
+    assert_eq!(scene.union.lookup(ROOT, &long).unwrap_err().errno(), Errno::NAMETOOLONG);
+    for name in [&b""[..], b".", b"..", b"a/b", b"a\0b"] {
+        assert_eq!(scene.union.mkdir(&Caller::default(), ROOT, name, 0o755).unwrap_err().errno(), Errno::INVAL);
+    }
+}
