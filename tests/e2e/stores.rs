@@ -78,7 +78,7 @@ fn layer_tree_cut_in_half_is_told_and_others_are_served() -> Result {
         let station = scene.pulled("station")?;
         let ledger = scene.pulled("ledger")?;
         // Only the station has its second layer.
-        let layers = image_layers(scene, &station)?;
+        let layers = scene.containerd.diff_ids(&station)?;
         let victim = scene.daemon.root().join("layers/sha256").join(hex(&layers[1]));
         scene.daemon.terminate()?;
         cut_in_half(&victim)?;
@@ -167,16 +167,6 @@ fn noise_image(scene: &Scene, name: &str, mebibytes: usize) -> Result<PathBuf> {
     let archive = scene.folders().disk().join(format!("{name}.tar"));
     layout.archive(&archive)?;
     Ok(archive)
-}
-
-/// The diff-ids of an image, bottom first.
-fn image_layers(scene: &Scene, reference: &str) -> Result<Vec<String>> {
-    let json =
-        |digest: &str| -> Result<serde_json::Value> { Ok(serde_json::from_slice(&scene.containerd.content(digest)?)?) };
-    let manifest = json(&scene.containerd.digest(reference)?)?;
-    let config = json(manifest["config"]["digest"].as_str().context("a manifest names a configuration")?)?;
-    let ids = config["rootfs"]["diff_ids"].as_array().context("a configuration lists its layers")?;
-    Ok(ids.iter().filter_map(|id| id.as_str().map(ToOwned::to_owned)).collect())
 }
 
 fn hex(digest: &str) -> &str {

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::container::Container;
 use super::containerd::Containerd;
 use crate::command::{self, Output, succeed};
@@ -73,6 +75,20 @@ impl Containerd {
     /// A blob of the content store.
     pub fn content(&self, digest: &str) -> Result<Vec<u8>> {
         Ok(self.ctr(&["content", "get", digest])?.stdout)
+    }
+
+    /// The manifest of an image.
+    pub fn manifest(&self, reference: &str) -> Result<Value> {
+        Ok(serde_json::from_slice(&self.content(&self.digest(reference)?)?)?)
+    }
+
+    /// The diff-ids of an image's layers, bottom first.
+    pub fn diff_ids(&self, reference: &str) -> Result<Vec<String>> {
+        let manifest = self.manifest(reference)?;
+        let config = manifest["config"]["digest"].as_str().context("a manifest names a configuration")?;
+        let config: Value = serde_json::from_slice(&self.content(config)?)?;
+        let ids = config["rootfs"]["diff_ids"].as_array().context("a configuration lists its layers")?;
+        Ok(ids.iter().filter_map(|id| id.as_str().map(ToOwned::to_owned)).collect())
     }
 
     /// The layer of a container's changes, or of a snapshot against its parent.
