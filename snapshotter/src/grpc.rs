@@ -11,6 +11,7 @@ mod work;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::admin::Admin;
@@ -21,10 +22,15 @@ use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServe
 use proto::grpc::health::v1::health_server::HealthServer;
 use proto::mica::v1::admin_server::AdminServer;
 
-/// Every service of the daemon.
-pub fn services(snapshots: Arc<Snapshots>, content: ContentStore, admin: Arc<Admin>) -> Routes {
+/// Every service of the daemon; `stopping` turns true when it ends.
+pub fn services(
+    snapshots: Arc<Snapshots>,
+    content: ContentStore,
+    admin: Arc<Admin>,
+    stopping: watch::Receiver<bool>,
+) -> Routes {
     Routes::new(SnapshotsServer::new(snapshots::SnapshotsService::new(Arc::clone(&snapshots))))
         .add_service(DiffServer::new(diff::DiffService::new(snapshots, content)))
         .add_service(AdminServer::new(admin::AdminService::new(admin)))
-        .add_service(HealthServer::new(health::HealthService))
+        .add_service(HealthServer::new(health::HealthService::new(stopping)))
 }

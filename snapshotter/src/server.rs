@@ -119,14 +119,15 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
     let record = Record::of(config);
     let daemon = Box::new(Handle { status: record.status(config), end });
     let admin = Arc::new(Admin::of_daemon(Arc::clone(&snapshots), daemon));
-    let services = crate::grpc::services(Arc::clone(&snapshots), ContentStore::at(config.containerd.clone()), admin);
+    let (stop, mut stopped) = watch::channel(false);
+    let content = ContentStore::at(config.containerd.clone());
+    let services = crate::grpc::services(Arc::clone(&snapshots), content, admin, stop.subscribe());
     let listener = UnixListener::from_std(socket.listener()?).map_err(io("listen".to_owned()))?;
     let published = record.publish(store.root())?;
     tracing::info!(root = %store.root().display(), address = %config.address(), "serving");
     notify::send("READY=1");
     let watchdog = notify::watchdog().map(|every| tokio::spawn(notify::keep_alive(every)));
 
-    let (stop, mut stopped) = watch::channel(false);
     let mut server = tokio::spawn(Server::builder().add_routes(services).serve_with_incoming_shutdown(
         UnixListenerStream::new(listener),
         async move {

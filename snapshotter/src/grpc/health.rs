@@ -1,5 +1,6 @@
 //! `grpc.health.v1.Health`: who is answered is served.
 
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -11,8 +12,16 @@ const SERVICES: [&str; 4] =
     ["", "containerd.services.snapshots.v1.Snapshots", "containerd.services.diff.v1.Diff", "mica.v1.Admin"];
 
 /// The service.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HealthService;
+#[derive(Clone, Debug)]
+pub(crate) struct HealthService {
+    stopping: watch::Receiver<bool>,
+}
+
+impl HealthService {
+    pub(crate) fn new(stopping: watch::Receiver<bool>) -> HealthService {
+        HealthService { stopping }
+    }
+}
 
 fn is_known(request: &Request<HealthCheckRequest>) -> bool {
     SERVICES.contains(&request.get_ref().service.as_str())
@@ -31,11 +40,17 @@ impl health_server::Health for HealthService {
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let status = if is_known(&request) { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };
-        let (answers, stream) = tokio::sync::mpsc::channel(1);
-        // Nothing more will be said until the connection ends; the stream stays open as long as the client listens.
+        let (answers, stream) = tokio::sync::mpsc::channel(2);
+        let mut stopping = self.stopping.clone();
         tokio::spawn(async move {
-            if answers.send(Ok(HealthCheckResponse { status: status.into() })).await.is_ok() {
-                answers.closed().await;
+            let say = |status: ServingStatus| answers.send(Ok(HealthCheckResponse { status: status.into() }));
+            if say(status).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = answers.closed() => {}
+                // The client may be gone as well.
+                _ = stopping.wait_for(|stopping| *stopping) => drop(say(ServingStatus::NotServing).await),
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))

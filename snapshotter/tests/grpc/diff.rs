@@ -1,0 +1,246 @@
+//! Diff: layers from and to a content store.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::time::Duration;
+
+use mica_layerdb::Digest;
+use mica_snapshotter::grpc::proto::containerd::services::diff::v1::{ApplyRequest, DiffRequest};
+use mica_snapshotter::grpc::proto::containerd::services::snapshots::v1::UsageRequest;
+use mica_snapshotter::grpc::proto::containerd::types::{Descriptor, Mount};
+use tonic::{Code, Request, Status};
+
+use super::content::{FakeContent, NAMESPACE, gzip, tar};
+use super::serving::Serving;
+use super::snapshots::{commit, prepare};
+
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+
+fn serve() -> (Serving, FakeContent) {
+    let serving = Serving::start();
+    let content = FakeContent::serve(&serving.config.containerd);
+    (serving, content)
+}
+
+fn asked<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().unwrap());
+    request
+}
+
+fn layer(media_type: &str, digest: &str, size: usize) -> Descriptor {
+    Descriptor {
+        media_type: media_type.to_owned(),
+        digest: digest.to_owned(),
+        size: size as i64,
+        annotations: HashMap::new(),
+    }
+}
+
+async fn apply(serving: &Serving, diff: Descriptor, mounts: Vec<Mount>) -> Result<Descriptor, Status> {
+    let request = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
+    Ok(serving.diff().apply(asked(request)).await?.into_inner().applied.unwrap())
+}
+
+async fn diff(serving: &Serving, request: DiffRequest) -> Result<Descriptor, Status> {
+    Ok(serving.diff().diff(asked(request)).await?.into_inner().diff.unwrap())
+}
+
+/// A tar with a file that becomes an object.
+fn sample() -> Vec<u8> {
+    tar(&[("etc/hostname", b"mica\n"), ("large", &vec![7; 300_000])])
+}
+
+#[tokio::test]
+async fn apply_takes_a_layer_from_the_content_store() {
+    let (serving, content) = serve();
+    let plain = sample();
+    let blob = gzip(&plain);
+    let digest = content.add(blob.clone());
+    let client = &mut serving.snapshots();
+    let mounts = prepare(client, "extract-1 sha256:x", "").await.unwrap();
+    let applied = apply(&serving, layer(GZIP, &digest, blob.len()), mounts).await.unwrap();
+    assert_eq!(applied.media_type, PLAIN);
+    assert_eq!(applied.digest, Digest::of(&plain).to_string());
+    assert_eq!(applied.size, plain.len() as i64);
+    commit(client, "chain", "extract-1 sha256:x", "").await.unwrap();
+    let usage = UsageRequest { key: "chain".into(), ..UsageRequest::default() };
+    assert!(client.usage(usage).await.unwrap().into_inner().size >= 300_000);
+    prepare(client, "container", "chain").await.unwrap();
+}
+
+#[tokio::test]
+async fn apply_of_what_is_not_ours_is_unimplemented_and_reads_nothing() {
+    let (serving, content) = serve();
+    let blob = gzip(&sample());
+    let digest = content.add(blob.clone());
+    let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
+    let foreign = Mount { r#type: "overlay".into(), source: "overlay".into(), ..Mount::default() };
+    for (media_type, mounts) in [
+        (GZIP, vec![]),
+        (GZIP, vec![foreign]),
+        (GZIP, [mounts.clone(), mounts.clone()].concat()),
+        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", mounts.clone()),
+        ("application/octet-stream", mounts.clone()),
+    ] {
+        let status = apply(&serving, layer(media_type, &digest, blob.len()), mounts).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented, "{status}");
+    }
+    assert_eq!(content.held.lock().unwrap().reads, 0);
+}
+
+#[tokio::test]
+async fn apply_of_bad_layers_names_them_and_leaves_the_snapshot_usable() {
+    let (serving, content) = serve();
+    let client = &mut serving.snapshots();
+    let mounts = prepare(client, "key", "").await.unwrap();
+    let blob = gzip(&sample());
+    let good = content.add(blob.clone());
+    let truncated = content.add(blob[..blob.len() / 2].to_vec());
+    let climbing = content.add(tar(&[("../../etc/passwd", b"x")]));
+    let not_this = Digest::of(b"something else").to_string();
+    content.held.lock().unwrap().blobs.insert(not_this.clone(), (blob.clone(), HashMap::new()));
+    for (media_type, digest) in [(GZIP, &truncated), (PLAIN, &climbing), (GZIP, &not_this)] {
+        let length = content.blob(digest).0.len();
+        let status = apply(&serving, layer(media_type, digest, length), mounts.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains(digest.as_str()), "{status} doesn't name {digest}");
+    }
+    let absent = Digest::of(b"absent").to_string();
+    let status = apply(&serving, layer(GZIP, &absent, 1), mounts.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status}");
+    for (digest, size) in [("sha256:short", 1), ("", 1), (good.as_str(), -1)] {
+        let mut diff = layer(GZIP, digest, 0);
+        diff.size = size;
+        let status = apply(&serving, diff, mounts.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    }
+    let status = serving.diff().apply(asked(ApplyRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    apply(&serving, layer(GZIP, &good, blob.len()), mounts).await.unwrap();
+}
+
+#[tokio::test]
+async fn apply_of_a_blob_that_ends_early_fails_by_name() {
+    let (serving, content) = serve();
+    let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
+    let plain = sample();
+    let digest = content.add(plain.clone());
+    content.held.lock().unwrap().torn.push(digest.clone());
+    let status = apply(&serving, layer(PLAIN, &digest, plain.len()), mounts.clone()).await.unwrap_err();
+    assert!(status.message().contains(&digest), "{status}");
+    content.held.lock().unwrap().torn.clear();
+    apply(&serving, layer(PLAIN, &digest, plain.len()), mounts).await.unwrap();
+}
+
+#[tokio::test]
+async fn apply_ends_when_its_client_goes_away() {
+    let (serving, content) = serve();
+    let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
+    let digest = content.add(vec![0x5a; 4096]);
+    content.held.lock().unwrap().endless.push(digest.clone());
+    // Zeros: a tar that ends at once, and a tail that never does.
+    content.held.lock().unwrap().blobs.insert(digest.clone(), (vec![0; 4096], HashMap::new()));
+    let apply = apply(&serving, layer(PLAIN, &digest, 1 << 30), mounts.clone());
+    tokio::time::timeout(Duration::from_millis(300), apply).await.expect_err("it never ends by itself");
+    // The daemon can be ended at once: nothing reads any more.
+    let folder = serving.config.root.join("tmp");
+    for _ in 0..200 {
+        if std::fs::read_dir(&folder).unwrap().count() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("the ingest goes on");
+}
+
+/// A snapshot with a change, upon an empty one.
+async fn changed(serving: &Serving) -> (Vec<Mount>, Vec<Mount>) {
+    let client = &mut serving.snapshots();
+    prepare(client, "seed", "").await.unwrap();
+    commit(client, "base", "seed", "").await.unwrap();
+    let left = prepare(client, "left", "base").await.unwrap();
+    let right = prepare(client, "right", "base").await.unwrap();
+    let number = right[0].source.rsplit('/').next().unwrap().to_owned();
+    let upper = serving.config.root.join("snapshots").join(number).join("upper");
+    std::fs::write(upper.join("changed"), "new text").unwrap();
+    (left, right)
+}
+
+#[tokio::test]
+async fn diff_writes_a_compressed_layer_with_its_labels() {
+    let (serving, content) = serve();
+    let (left, right) = changed(&serving).await;
+    let labels = HashMap::from([("mine".to_owned(), "1".to_owned())]);
+    let request = DiffRequest { left, right, labels, ..DiffRequest::default() };
+    let plain = tar(&[("changed", b"new text")]);
+
+    let made = diff(&serving, request.clone()).await.unwrap();
+    assert_eq!(made.media_type, GZIP);
+    let (blob, labels) = content.blob(&made.digest);
+    assert_eq!(made.size, blob.len() as i64);
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(unpacked, plain);
+    assert_eq!(labels["containerd.io/uncompressed"], Digest::of(&plain).to_string());
+    assert_eq!(labels["mine"], "1");
+
+    let zstd = DiffRequest { media_type: format!("{PLAIN}+zstd"), r#ref: "my ref".into(), ..request.clone() };
+    let made = diff(&serving, zstd).await.unwrap();
+    assert_eq!(made.media_type, format!("{PLAIN}+zstd"));
+    assert_eq!(zstd::decode_all(&content.blob(&made.digest).0[..]).unwrap(), plain);
+
+    let made = diff(&serving, DiffRequest { media_type: PLAIN.into(), ..request }).await.unwrap();
+    assert_eq!(made.digest, Digest::of(&plain).to_string());
+    assert!(!content.blob(&made.digest).1.contains_key("containerd.io/uncompressed"));
+    assert!(!content.has_ingests());
+}
+
+#[tokio::test]
+async fn diff_of_a_layer_that_is_there_already_labels_it() {
+    let (serving, content) = serve();
+    let (left, right) = changed(&serving).await;
+    let request = DiffRequest { left, right, ..DiffRequest::default() };
+    let made = diff(&serving, request.clone()).await.unwrap();
+    content.held.lock().unwrap().blobs.get_mut(&made.digest).unwrap().1.clear();
+    // What an earlier attempt left under the reference is overwritten.
+    content.held.lock().unwrap().ingests.insert("again".into(), vec![1; 5000]);
+    let again = diff(&serving, DiffRequest { r#ref: "again".into(), ..request }).await.unwrap();
+    assert_eq!(again, made);
+    assert!(content.blob(&made.digest).1.contains_key("containerd.io/uncompressed"));
+    assert!(!content.has_ingests());
+}
+
+#[tokio::test]
+async fn diff_that_can_not_be_made_is_unimplemented_and_leaves_nothing() {
+    let (serving, content) = serve();
+    let (left, right) = changed(&serving).await;
+    let foreign = vec![Mount { r#type: "overlay".into(), source: "overlay".into(), ..Mount::default() }];
+    let request = DiffRequest { left: left.clone(), right: right.clone(), ..DiffRequest::default() };
+    let epoch = prost_types::Timestamp { seconds: 1, nanos: 0 };
+    for request in [
+        DiffRequest { right: foreign.clone(), ..request.clone() },
+        DiffRequest { left: foreign, ..request.clone() },
+        DiffRequest { media_type: "application/x-what".into(), ..request.clone() },
+        DiffRequest { source_date_epoch: Some(epoch), ..request.clone() },
+    ] {
+        let status = diff(&serving, request).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented, "{status}");
+    }
+    assert!(!content.has_ingests());
+    assert!(content.held.lock().unwrap().blobs.is_empty());
+}
+
+#[tokio::test]
+async fn diff_under_a_reference_of_somebody_else_touches_nothing_of_theirs() {
+    let (serving, content) = serve();
+    let (left, right) = changed(&serving).await;
+    content.held.lock().unwrap().ingests.insert("theirs".into(), b"precious".to_vec());
+    content.held.lock().unwrap().locked.push("theirs".into());
+    let request = DiffRequest { left, right, r#ref: "theirs".into(), ..DiffRequest::default() };
+    let status = diff(&serving, request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("locked"), "{status}");
+    assert_eq!(content.held.lock().unwrap().ingests["theirs"], b"precious");
+}
