@@ -47,10 +47,13 @@ impl health_server::Health for HealthService {
             if say(status).await.is_err() {
                 return;
             }
+            let stopped = async { stopping.wait_for(|stopping| *stopping).await.is_ok() };
             tokio::select! {
                 () = answers.closed() => {}
-                // The client may be gone as well.
-                _ = stopping.wait_for(|stopping| *stopping) => drop(say(ServingStatus::NotServing).await),
+                _ = stopped => {
+                    // The client may be gone as well.
+                    let _ = say(ServingStatus::NotServing).await;
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))

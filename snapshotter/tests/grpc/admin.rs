@@ -144,7 +144,7 @@ fn import_by_a_relative_path_is_refused() {
     assert!(client.call(&import, &()).unwrap_err().to_string().contains("absolute"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_that_make_no_sense_are_invalid_and_named() {
     let serving = Serving::start();
     let mut client = AdminClient::new(serving.channel());

@@ -73,7 +73,7 @@ fn start_after_a_kill_replaces_what_was_left() {
     drop(Serving::start_in(folder));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn health_is_told_for_every_service() {
     let serving = Serving::start();
     let mut client = HealthClient::new(serving.channel());

@@ -52,7 +52,7 @@ fn sample() -> Vec<u8> {
     tar(&[("etc/hostname", b"mica\n"), ("large", &vec![7; 300_000])])
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_takes_a_layer_from_the_content_store() {
     let (serving, content) = serve();
     let plain = sample();
@@ -70,7 +70,7 @@ async fn apply_takes_a_layer_from_the_content_store() {
     prepare(client, "container", "chain").await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_of_what_is_not_ours_is_unimplemented_and_reads_nothing() {
     let (serving, content) = serve();
     let blob = gzip(&sample());
@@ -90,7 +90,7 @@ async fn apply_of_what_is_not_ours_is_unimplemented_and_reads_nothing() {
     assert_eq!(content.held.lock().unwrap().reads, 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_of_bad_layers_names_them_and_leaves_the_snapshot_usable() {
     let (serving, content) = serve();
     let client = &mut serving.snapshots();
@@ -121,7 +121,7 @@ async fn apply_of_bad_layers_names_them_and_leaves_the_snapshot_usable() {
     apply(&serving, layer(GZIP, &good, blob.len()), mounts).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_of_a_blob_that_ends_early_fails_by_name() {
     let (serving, content) = serve();
     let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
@@ -134,7 +134,7 @@ async fn apply_of_a_blob_that_ends_early_fails_by_name() {
     apply(&serving, layer(PLAIN, &digest, plain.len()), mounts).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_ends_when_its_client_goes_away() {
     let (serving, content) = serve();
     let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
@@ -168,7 +168,7 @@ async fn changed(serving: &Serving) -> (Vec<Mount>, Vec<Mount>) {
     (left, right)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn diff_writes_a_compressed_layer_with_its_labels() {
     let (serving, content) = serve();
     let (left, right) = changed(&serving).await;
@@ -197,7 +197,7 @@ async fn diff_writes_a_compressed_layer_with_its_labels() {
     assert!(!content.has_ingests());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn diff_of_a_layer_that_is_there_already_labels_it() {
     let (serving, content) = serve();
     let (left, right) = changed(&serving).await;
@@ -212,7 +212,7 @@ async fn diff_of_a_layer_that_is_there_already_labels_it() {
     assert!(!content.has_ingests());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn diff_that_can_not_be_made_is_unimplemented_and_leaves_nothing() {
     let (serving, content) = serve();
     let (left, right) = changed(&serving).await;
@@ -232,7 +232,7 @@ async fn diff_that_can_not_be_made_is_unimplemented_and_leaves_nothing() {
     assert!(content.held.lock().unwrap().blobs.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn diff_under_a_reference_of_somebody_else_touches_nothing_of_theirs() {
     let (serving, content) = serve();
     let (left, right) = changed(&serving).await;

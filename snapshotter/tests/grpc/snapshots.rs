@@ -79,7 +79,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, text: &str
     assert!(status.message().contains(text), "{status} doesn't say {text:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn life_of_a_snapshot_over_the_wire() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
@@ -106,7 +106,7 @@ async fn life_of_a_snapshot_over_the_wire() {
     assert!(list(client, &[]).await.unwrap().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn unknown_names_are_not_found() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
@@ -121,7 +121,7 @@ async fn unknown_names_are_not_found() {
     refused(update(client, info, None).await, Code::NotFound, "nobody");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn malformed_requests_are_invalid() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
@@ -144,7 +144,7 @@ async fn malformed_requests_are_invalid() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_states_have_the_codes_that_containerd_expects() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
@@ -173,7 +173,7 @@ async fn wrong_states_have_the_codes_that_containerd_expects() {
     assert_eq!(stat(client, "other").await.unwrap().parent, "base");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn update_follows_its_mask() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
@@ -210,7 +210,7 @@ async fn update_follows_its_mask() {
     assert!(info.labels.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn list_comes_in_pages_and_answers_filters() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
@@ -232,7 +232,7 @@ async fn list_comes_in_pages_and_answers_filters() {
     assert!(list(client, &["parent==nobody"]).await.unwrap().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn stat_while_a_listing_is_read_is_answered() {
     let serving = Serving::start();
     let client = &mut serving.snapshots();
