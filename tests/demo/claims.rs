@@ -51,7 +51,7 @@ impl Demo<'_> {
         let manifest = self.scene.containerd.manifest(&self.station)?;
         let blobs = manifest["layers"].as_array().context("a manifest lists layers")?;
         let packed: u64 = blobs.iter().filter_map(|layer| layer["size"].as_u64()).sum();
-        let known = self.layers()?;
+        let known = self.known_layers()?;
         let of_image = self.scene.containerd.diff_ids(&self.station)?;
         for (blob, diff_id) in blobs.iter().zip(&of_image) {
             let layer = known.iter().find(|layer| layer["diff_id"] == diff_id.as_str());
@@ -181,7 +181,7 @@ impl Demo<'_> {
         let said = engine.run(&self.ledger, &[])?.text();
         show.fact("the container said", &said);
         show.holds("the second image runs", said.trim_end() == LEDGER, &said);
-        let known = self.layers()?;
+        let known = self.known_layers()?;
         let unpacked = |diff_id: &String| {
             let layer = known.iter().find(|layer| layer["diff_id"] == diff_id.as_str());
             layer.and_then(|layer| layer["content_bytes"].as_u64()).unwrap_or(0)
@@ -265,7 +265,7 @@ impl Demo<'_> {
         Ok(())
     }
 
-    fn layers(&self) -> Result<Vec<Value>> {
+    fn known_layers(&self) -> Result<Vec<Value>> {
         let layers = self.scene.daemon.json(&["layer", "ls"])?;
         Ok(layers.as_array().context("`mica layer ls` prints a list")?.clone())
     }
