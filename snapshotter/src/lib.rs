@@ -14,6 +14,7 @@ pub mod grpc;
 pub mod mounts;
 pub mod server;
 pub mod snapshots;
+mod store;
 
 pub use error::{Error, Result};
 pub use mounts::{FuseMounter, Mounter};

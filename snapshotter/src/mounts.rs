@@ -1,5 +1,7 @@
 //! The seam to the filesystem: how a snapshot becomes a mount.
 
+pub(crate) mod live;
+
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};

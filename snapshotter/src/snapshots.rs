@@ -1,16 +1,48 @@
 //! Snapshots: what an engine prepares, commits, views and removes.
+//!
+//! One file per family of calls: `create` (prepare, view, mounts), `commit`, `remove` (and cleanup), `labels` (update),
+//! `look` (stat, list), `usage`, `apply`, `changes` (diff). In the background: `settle` makes layers of what was written through
+//! mounts, `ahead` merges stacks before their first container, `usage` counts large uppers. `recover` takes up what an earlier
+//! process left; `stack` says what lies below a mount; `keys` whose turn it is.
+//!
+//! Locks, in order: a snapshot's turn (`keys`), the lower of one mount (`stack`), the tables of `keys`, jobs, counts and live
+//! mounts, which are never held over I/O.
+
+mod ahead;
+mod apply;
+mod changes;
+mod commit;
+mod core;
+mod create;
+mod keys;
+mod labels;
+mod look;
+mod recover;
+mod remove;
+mod settle;
+mod stack;
+mod upper;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
 
 use mica_layerdb::{BlobDigest, DiffId, Store};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use self::core::Core;
 use crate::error::{Error, Result};
 use crate::mounts::Mounter;
+
+/// How long a stop waits for mounts that are ending.
+const ENDING: Duration = Duration::from_secs(5);
+/// Threads that make layers of changes.
+const SETTLERS: usize = 2;
 
 /// What a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -108,113 +140,136 @@ pub struct Applied {
     pub size: u64,
 }
 
-/// All snapshots of a store. Every call may block on the disk; none waits for another snapshot's.
+/// All snapshots of a store. Calls may block on the disk; none waits for another snapshot's.
 #[derive(Debug)]
 pub struct Snapshots {
-    store: Arc<Store>,
-}
-
-fn unavailable<T>() -> Result<T> {
-    Err(Error::Unavailable { reason: "snapshots are not served yet".into() })
+    core: Arc<Core>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Snapshots {
     /// Takes up the snapshots of a store: mounts that an earlier process left are taken over, those of an earlier boot
     /// are made anew when asked for. A snapshot that can't be taken up is reported and does not keep the others.
     pub fn open(store: Arc<Store>, mounts: Arc<dyn Mounter>) -> Result<Arc<Snapshots>> {
-        let _ = mounts;
-        Ok(Arc::new(Snapshots { store }))
+        let core = Arc::new(Core::new(store, mounts)?);
+        core.recover()?;
+        let snapshots = Snapshots { core, workers: Mutex::default() };
+        for _ in 0..SETTLERS {
+            snapshots.work("mica-settle", Core::settle_queued)?;
+        }
+        snapshots.work("mica-ahead", Core::merge_ahead)?;
+        snapshots.work("mica-count", Core::count_wanted)?;
+        Ok(Arc::new(snapshots))
+    }
+
+    fn work(&self, name: &str, work: fn(&Core)) -> Result<()> {
+        let core = Arc::clone(&self.core);
+        let worker = thread::Builder::new().name(name.into()).spawn(move || work(&core));
+        self.workers.lock().push(worker.map_err(Error::io(format!("start thread {name}")))?);
+        Ok(())
     }
 
     /// The store below.
     pub fn store(&self) -> &Arc<Store> {
-        &self.store
+        &self.core.store
     }
 
     /// What is known of a snapshot.
     pub fn stat(&self, key: &str) -> Result<Info> {
-        let _ = key;
-        unavailable()
+        self.core.stat(key)
     }
 
     /// Changes labels. Without field paths, or with `labels`, all of them; with `labels.<name>` that one, which goes if
     /// `info` has no or an empty value for it. Nothing else can be changed.
     pub fn update(&self, info: &Info, fieldpaths: &[String]) -> Result<Info> {
-        let _ = (info, fieldpaths);
-        unavailable()
+        self.core.update(info, fieldpaths)
     }
 
     /// What a snapshot itself takes.
     pub fn usage(&self, key: &str) -> Result<Usage> {
-        let _ = key;
-        unavailable()
+        self.core.usage(key)
     }
 
     /// How to mount an active snapshot or a view.
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
-        let _ = key;
-        unavailable()
+        self.core.mounts(key)
     }
 
     /// Makes an active snapshot upon a committed one, or upon nothing.
     pub fn prepare(&self, key: &str, parent: &str, labels: BTreeMap<String, String>) -> Result<Vec<Mount>> {
-        let _ = (key, parent, labels);
-        unavailable()
+        self.core.create(Kind::Active, key, parent, labels)
     }
 
     /// Makes a view of a committed snapshot, or of nothing.
     pub fn view(&self, key: &str, parent: &str, labels: BTreeMap<String, String>) -> Result<Vec<Mount>> {
-        let _ = (key, parent, labels);
-        unavailable()
+        self.core.create(Kind::View, key, parent, labels)
     }
 
     /// Makes a committed snapshot of an active one. `parent` gives a parent to one that was prepared without.
     pub fn commit(&self, name: &str, key: &str, labels: BTreeMap<String, String>, parent: Option<&str>) -> Result<()> {
-        let _ = (name, key, labels, parent);
-        unavailable()
+        self.core.commit(name, key, labels, parent)
     }
 
     /// Removes a snapshot that nothing builds upon. Its space comes back with [`Snapshots::cleanup`].
     pub fn remove(&self, key: &str) -> Result<()> {
-        let _ = key;
-        unavailable()
+        self.core.remove(key)
     }
 
     /// The snapshots that one of the filters chooses; all if there are none.
     pub fn list(&self, filters: &[String]) -> Result<Vec<Info>> {
-        let _ = filters;
-        unavailable()
+        self.core.list(filters)
     }
 
     /// Brings back the space of what was removed.
     pub fn cleanup(&self) -> Result<()> {
-        unavailable()
+        self.core.cleanup()
+    }
+
+    /// Waits until a committed snapshot's changes are a layer. An error if they could not be made one so far.
+    pub fn settle(&self, name: &str) -> Result<()> {
+        self.core.wait_settled(name)
     }
 
     /// Forgets what was counted, so that usage is counted anew.
-    pub fn clear(&self) {}
+    pub fn clear(&self) {
+        self.core.counts.clear();
+    }
 
-    /// Stops serving. Mounts stay, and wait for the next process.
+    /// Stops serving. Mounts stay, and wait for the next process. Further calls are refused.
     pub fn close(&self) -> Result<()> {
+        self.core.close();
+        let workers = std::mem::take(&mut *self.workers.lock());
+        for worker in workers {
+            if let Err(panic) = worker.join() {
+                tracing::error!(?panic, "a background thread ended badly");
+            }
+        }
+        self.core.live.leave_all(ENDING);
         Ok(())
     }
 
-    /// Ends every mount.
+    /// Ends every mount, and what keeps mounts alive between processes. Programs that still use one keep it until they let go.
     pub fn unmount_all(&self) -> Result<()> {
-        Ok(())
+        self.core.unmount_all(ENDING)
     }
 
     /// Takes in a layer as the contents of the active snapshot that `mounts` are of. `None` if they are not of one, or
     /// if the layer has to go through the mount.
     pub fn apply(&self, mounts: &[Mount], layer: Incoming) -> Result<Option<Applied>> {
-        let _ = (mounts, layer);
-        unavailable()
+        self.core.apply(mounts, layer)
     }
 
     /// Writes what `upper` has changed in `lower` as an uncompressed layer. `None` if that can't be told without
     /// looking through both.
     pub fn diff(&self, lower: &[Mount], upper: &[Mount], out: &mut dyn Write) -> Result<Option<()>> {
-        let _ = (lower, upper, out);
-        unavailable()
+        self.core.diff(lower, upper, out)
+    }
+}
+
+impl Drop for Snapshots {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "snapshots are not closed well");
+        }
     }
 }
