@@ -37,8 +37,9 @@ pub fn disk_bytes(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     let mut todo = vec![folder.to_path_buf()];
     while let Some(folder) = todo.pop() {
-        for entry in fs::read_dir(&folder)? {
-            let entry = entry?;
+        // A folder may go while it is looked at, and one that is not there takes no space.
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let Ok(entry) = entry else { continue };
             let Ok(data) = entry.metadata() else { continue };
             if data.nlink() == 1 || data.is_dir() || seen.insert((data.dev(), data.ino())) {
                 bytes += data.blocks() * 512;

@@ -25,3 +25,15 @@ pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Opt
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
+
+/// Waits until a number has not changed for half a second.
+pub fn quiet(what: &str, limit: Duration, mut number: impl FnMut() -> Result<u64>) -> Result {
+    let mut last = (number()?, Instant::now());
+    until(what, limit, || {
+        let now = number()?;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        Ok((last.1.elapsed() > Duration::from_millis(500)).then_some(()))
+    })
+}

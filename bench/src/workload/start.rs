@@ -1,0 +1,57 @@
+//! Starting containers of an image that is unpacked and in the page cache.
+
+use std::time::{Duration, Instant};
+
+use mica_tests::command::run;
+use mica_tests::scene::Scene;
+use mica_tests::wait::LATER;
+use mica_tests::{Failure, Result};
+
+use super::Workload;
+use crate::subject::Subject;
+
+/// `ctr run --rm`, from its start to its end: one that does nothing, one that computes, ten at once.
+#[derive(Debug)]
+pub struct Start;
+
+impl Workload for Start {
+    fn name(&self) -> &'static str {
+        "start"
+    }
+
+    fn prepare(&self, scene: &Scene, image: &str, subjects: &[Box<dyn Subject>]) -> Result {
+        for subject in subjects {
+            scene.containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", subject.name(), image])?;
+            subject.settle(scene)?;
+            // The first container finds cold caches on every subject; it is not counted.
+            one(scene, image, subject.name(), &[])?;
+        }
+        Ok(())
+    }
+
+    fn measure(&self, scene: &Scene, image: &str, subject: &dyn Subject) -> Result<Vec<(&'static str, Duration)>> {
+        let name = subject.name();
+        let nothing = one(scene, image, name, &["true"])?;
+        let computing = one(scene, image, name, &[])?;
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..10).map(|_| scope.spawn(|| one(scene, image, name, &["true"]))).collect();
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(ended) => ended.map(|_| ()),
+                Err(_) => Err(Failure::new("a thread panicked")),
+            })
+        })?;
+        let ten = start.elapsed();
+        Ok(vec![("run true", nothing), ("run python3 with numpy", computing), ("run true, ten at once", ten)])
+    }
+
+    fn clean_up(&self, scene: &Scene, image: &str, subjects: &[Box<dyn Subject>]) -> Result {
+        scene.containerd.remove_image(image)?;
+        subjects.iter().try_for_each(|subject| subject.settle(scene))
+    }
+}
+
+fn one(scene: &Scene, image: &str, snapshotter: &str, words: &[&str]) -> Result<Duration> {
+    let mut command = scene.containerd.run_command(image, words);
+    Ok(run(command.env("CONTAINERD_SNAPSHOTTER", snapshotter), LATER)?.success()?.took)
+}
