@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Another daemon serves the store.
-    #[error("the store at {} is served by another daemon: process {pid} at {address}", root.display())]
+    #[error("the store at {} is in use: process {pid} serves it at {address}", root.display())]
     SecondDaemon {
         /// The store's folder.
         root: PathBuf,
