@@ -123,8 +123,14 @@ impl Admin {
                 json(&pins::mountable(&self.store, self.image(&reference)?, &lock)?)
             }
             Call::LayerLs => json::<Vec<Layer>>(&self.store.layers()?),
-            Call::SnapshotLs => json(&SnapshotRow::all(self.snapshots()?)?),
-            Call::SnapshotShow { key } => json(&SnapshotReport::of(self.snapshots()?, &key)?),
+            Call::SnapshotLs => json(&match &self.daemon {
+                Some((snapshots, _)) => SnapshotRow::all(snapshots)?,
+                None => report::recorded(&self.store)?,
+            }),
+            Call::SnapshotShow { key } => json(&match &self.daemon {
+                Some((snapshots, _)) => SnapshotReport::of(snapshots, &key)?,
+                None => report::recorded_one(&self.store, key)?,
+            }),
             Call::Gc { dry_run } => {
                 pins::prune(&self.store)?;
                 json(&self.store.gc(GcOptions { dry_run })?)
@@ -164,10 +170,6 @@ impl Admin {
         self.daemon.as_ref().ok_or_else(|| Error::Unavailable {
             reason: format!("no daemon serves the store at {}", self.store.root().display()),
         })
-    }
-
-    fn snapshots(&self) -> Result<&Snapshots> {
-        Ok(&self.daemon()?.0)
     }
 }
 

@@ -34,13 +34,14 @@ fn show(context: &Context, key: String) -> Result<(), Failure> {
         return Ok(output::json(&report)?);
     }
     let SnapshotReport { row, usage, mountpoints } = report;
+    let usage = usage.map_or("-".to_owned(), |usage| format!("{} in {} inodes", bytes(usage.size), usage.inodes));
     for (key, value) in [
         ("name", row.name),
         ("kind", row.kind.name().to_owned()),
         ("parent", or_dash(row.parent)),
         ("created", when(row.created)),
         ("updated", when(row.updated)),
-        ("usage", format!("{} in {} inodes", bytes(usage.size), usage.inodes)),
+        ("usage", usage),
     ] {
         output::line(&format!("{key:<8} {value}"))?;
     }

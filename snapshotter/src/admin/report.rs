@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mica_layerdb::{Image, Layer, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::snapshots::{Info, Kind, Snapshots, Usage};
+use crate::store::Rows;
 
 /// An image with what it is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,16 +80,16 @@ pub struct SnapshotReport {
     /// What a list says of it.
     #[serde(flatten)]
     pub row: SnapshotRow,
-    /// What it takes itself.
-    pub usage: Usage,
-    /// Where it is mounted; a committed snapshot isn't.
+    /// What it takes itself; `None` if nobody has counted.
+    pub usage: Option<Usage>,
+    /// Where a daemon has mounted it; a committed snapshot isn't.
     pub mountpoints: Vec<PathBuf>,
 }
 
 impl SnapshotReport {
     pub(super) fn of(snapshots: &Snapshots, key: &str) -> Result<SnapshotReport> {
         let row = SnapshotRow::from(snapshots.stat(key)?);
-        let usage = snapshots.usage(key)?;
+        let usage = Some(snapshots.usage(key)?);
         let mountpoints = match row.kind {
             Kind::Committed => Vec::new(),
             Kind::View | Kind::Active => {
@@ -96,6 +98,21 @@ impl SnapshotReport {
         };
         Ok(SnapshotReport { row, usage, mountpoints })
     }
+}
+
+/// All snapshots of a store that no daemon serves.
+pub(super) fn recorded(store: &Arc<Store>) -> Result<Vec<SnapshotRow>> {
+    let mut found = Vec::new();
+    Rows::open(Arc::clone(store))?.each(|key, record| found.push(record.info(key).into()))?;
+    Ok(found)
+}
+
+/// One snapshot of a store that no daemon serves.
+pub(super) fn recorded_one(store: &Arc<Store>, key: String) -> Result<SnapshotReport> {
+    let rows = Rows::open(Arc::clone(store))?;
+    let record = rows.get(&key)?.ok_or_else(|| Error::NoSnapshot { key: key.clone() })?;
+    let usage = rows.usage(record.number)?;
+    Ok(SnapshotReport { row: record.info(&key).into(), usage, mountpoints: Vec::new() })
 }
 
 /// What a daemon serves where.

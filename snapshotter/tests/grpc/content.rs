@@ -24,6 +24,8 @@ pub struct Held {
     pub ingests: HashMap<String, Vec<u8>>,
     /// Reads that were begun.
     pub reads: usize,
+    /// Reads that are under way.
+    pub reading: usize,
     /// Digests of which only the first half is sent.
     pub torn: Vec<String>,
     /// Digests whose bytes never stop.
@@ -118,16 +120,19 @@ impl Content for FakeContent {
         let (mut bytes, endless) = {
             let mut held = self.held.lock().unwrap();
             held.reads += 1;
-            let Some((bytes, _)) = held.blobs.get(&digest) else {
+            let Some((bytes, _)) = held.blobs.get(&digest).cloned() else {
                 return Err(Status::not_found(format!("content {digest}: not found")));
             };
-            (bytes.clone(), held.endless.contains(&digest))
+            held.reading += 1;
+            (bytes, held.endless.contains(&digest))
         };
         if self.held.lock().unwrap().torn.contains(&digest) {
             bytes.truncate(bytes.len() / 2);
         }
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let content = self.clone();
         tokio::spawn(async move {
+            let _reading = Reading(content);
             loop {
                 for (at, chunk) in bytes.chunks(1000).enumerate() {
                     let message = ReadContentResponse { offset: (at * 1000) as i64, data: chunk.to_vec() };
@@ -206,6 +211,15 @@ impl Content for FakeContent {
 
     async fn list_statuses(&self, _: Request<ListStatusesRequest>) -> Result<Response<ListStatusesResponse>, Status> {
         none()
+    }
+}
+
+/// A read under way.
+struct Reading(FakeContent);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.held.lock().unwrap().reading -= 1;
     }
 }
 
