@@ -88,14 +88,19 @@ impl Union {
         Ok(attr)
     }
 
-    /// `st_nlink` of a merged directory: two, and one for each subdirectory that is seen in it.
+    /// `st_nlink` of a merged directory: two, and one for each subdirectory that is seen in it; or 1, which says that nobody
+    /// counted, when the lower says so.
     fn merged_links(&self, ino: Ino, lower: Ino, spot: &Spot) -> Result<u32> {
         let known = self.nodes.lock().get(ino).map(|node| (node.subdirectories, node.recounts));
         if let Some((Some(count), _)) = known {
             return Ok(2 + count);
         }
         let below = self.lower()?;
-        let mut count = i64::from(below.attr(lower)?.nlink.saturating_sub(2));
+        let links = below.attr(lower)?.nlink;
+        if links < 2 {
+            return Ok(1);
+        }
+        let mut count = i64::from(links - 2);
         let dir = Arc::new(spot.open(DIRECTORY)?);
         for (name, _, kind) in read_dir(dir.as_fd())? {
             let is_dir = match kind {

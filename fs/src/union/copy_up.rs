@@ -213,6 +213,12 @@ impl Union {
                 }
                 file = Some(new);
             }
+            FileKind::CharDevice if attr.rdev == 0 => {
+                // As it is it would be a whiteout.
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+                upper.format.set(made, Mark::Device, b"y")?;
+            }
             kind => {
                 let rdev = makedev(rustix::fs::major(attr.rdev), rustix::fs::minor(attr.rdev));
                 rustix::fs::mknodat(dir, name, file_type(kind), Mode::RUSR | Mode::WUSR, rdev)?;

@@ -22,7 +22,11 @@ impl Union {
         let upper = self.upper()?;
         let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;
         let from = self.locate(ino)?.ok_or(Error::Stale { ino })?;
-        match self.see(parent, name)? {
+        let seen = self.see(parent, name)?;
+        if !ino.is_upper() || upper.format.marks(&from)?.device {
+            self.mark_impure(upper, parent)?;
+        }
+        match seen {
             Seen::Upper(_) | Seen::Lower(_) => return Err(Errno::EXIST.into()),
             Seen::Nothing => from.link_to(&dir, name)?,
             Seen::Whiteout => {
@@ -32,9 +36,6 @@ impl Union {
                 Upper::rename(&made, &Spot::at(&dir, name), RenameFlags::empty())
                     .inspect_err(|_| drop(Upper::discard(&made)))?;
             }
-        }
-        if !ino.is_upper() {
-            self.mark_impure(upper, parent)?;
         }
         let mut nodes = self.nodes.lock();
         let known = nodes.get(ino).map(|node| (node.host, node.lower, node.lookups));

@@ -32,10 +32,11 @@ const OPAQUE: [&[u8]; 3] = [b"trusted.overlay.opaque", b"user.overlay.opaque", b
 const WHITEOUT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.whiteout", b"user.overlay.whiteout"];
 const DEVICE_XATTRS: [&[u8]; 2] = [b"trusted.mica.device", b"user.mica.device"];
 
-/// Namespaces in which overlays keep marks, and escape those of overlays on top of them.
-const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-const NESTED: &[u8] = b"overlay.";
-const HIDDEN: [&[u8]; 3] = [b"trusted.mica.", b"user.mica.", b"user.fuseoverlayfs."];
+/// Where overlays keep marks; those of overlays on top of them are escaped: `overlay.x` is stored as `overlay.overlay.x`.
+const OWN: [(&[u8], &[u8]); 4] =
+    [(b"trusted.", b"overlay."), (b"user.", b"overlay."), (b"trusted.", b"mica."), (b"user.", b"mica.")];
+/// Where fuse-overlayfs keeps its own; it escapes nothing.
+const HIDDEN: &[u8] = b"user.fuseoverlayfs.";
 
 /// What a name in a directory means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,20 +157,22 @@ fn parse_redirect(value: &[u8]) -> Option<Redirect> {
 
 /// The name under which programs see an attribute of the disk; `None` when they don't.
 pub(super) fn visible(stored: Vec<u8>) -> Option<Vec<u8>> {
-    if HIDDEN.iter().any(|prefix| stored.starts_with(prefix)) {
-        return None;
+    for (space, own) in OWN {
+        if let Some(rest) = stored.strip_prefix(space).and_then(|rest| rest.strip_prefix(own)) {
+            return rest.starts_with(own).then(|| [space, rest].concat());
+        }
     }
-    let Some(prefix) = OVERLAY.iter().find(|prefix| stored.starts_with(prefix)) else { return Some(stored) };
-    stored[prefix.len()..].strip_prefix(NESTED).map(|own| [*prefix, own].concat())
+    (!stored.starts_with(HIDDEN)).then_some(stored)
 }
 
 /// The name that the disk has for an attribute of programs; `None` when they can't have such a one.
 pub(super) fn stored(visible: &[u8]) -> Option<Vec<u8>> {
-    if HIDDEN.iter().any(|prefix| visible.starts_with(prefix)) {
-        return None;
+    for (space, own) in OWN {
+        if let Some(rest) = visible.strip_prefix(space).filter(|rest| rest.starts_with(own)) {
+            return Some([space, own, rest].concat());
+        }
     }
-    let Some(prefix) = OVERLAY.iter().find(|prefix| visible.starts_with(prefix)) else { return Some(visible.to_vec()) };
-    Some([*prefix, NESTED, &visible[prefix.len()..]].concat())
+    (!visible.starts_with(HIDDEN)).then(|| visible.to_vec())
 }
 
 #[cfg(test)]

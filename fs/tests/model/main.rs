@@ -1,0 +1,56 @@
+//! The union against a model: every operation, over directories and over trees, with remounts and commits in between.
+//!
+//! `PROPTEST_CASES=10000 cargo test --release -p mica-fs --test model` looks longer.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod base;
+mod direct;
+mod reference;
+mod steps;
+mod world;
+
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+use tempfile::TempDir;
+
+use direct::Direct;
+use reference::Model;
+use steps::{Abilities, Step, action, steps};
+use world::World;
+
+/// A lower, made by steps of its own.
+fn base(steps: &[Step]) -> (TempDir, Model) {
+    let mut model = Model::default();
+    let can = Abilities { zero_devices: false, xattrs: steps::XATTRS, sockets: false };
+    for step in steps {
+        if let Some(action) = action(step, &model, can) {
+            // What is refused is no step.
+            let _ = model.apply(&action);
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    base::lay_out(&mut model, &dir.path().join("base"));
+    (dir, model)
+}
+
+fn config() -> Config {
+    // The length of a run in CI; more by PROPTEST_CASES.
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
+    Config { cases, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn union_over_directories_is_the_model(below in steps(40), above in steps(60)) {
+        let (dir, model) = base(&below);
+        World::new(Direct::over_dirs(dir), model).run(&above);
+    }
+
+    #[test]
+    fn union_over_trees_is_the_model(below in steps(40), above in steps(60)) {
+        let (dir, model) = base(&below);
+        World::new(Direct::over_trees(dir), model).run(&above);
+    }
+}
