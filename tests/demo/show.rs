@@ -33,7 +33,7 @@ impl Show {
         self.section(title);
         let start = Instant::now();
         if let Err(failure) = body(self) {
-            self.check("this part runs to its end", Err(failure));
+            self.check(&format!("part {} runs to its end", self.sections), Err(failure));
         }
         print(&self.paint("2", &format!("     ({})\n", time(start.elapsed()))));
     }

@@ -58,10 +58,12 @@ impl Output {
 impl std::fmt::Display for Output {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(to, "`{}` ended with {}", self.line, self.status)?;
-        for (stream, bytes) in [("output", &self.stdout), ("error output", &self.stderr)] {
+        // Where there is a complaint, the rest is mostly progress.
+        let lines = if self.stderr.is_empty() { 20 } else { 3 };
+        for (stream, bytes, lines) in [("output", &self.stdout, lines), ("error output", &self.stderr, 20)] {
             let text = String::from_utf8_lossy(bytes);
             if !text.trim().is_empty() {
-                write!(to, "\n  {stream}: {}", tail(text.trim(), 20).replace('\n', "\n    "))?;
+                write!(to, "\n  {stream}: {}", tail(text.trim(), lines).replace('\n', "\n    "))?;
             }
         }
         Ok(())

@@ -147,8 +147,9 @@ pub(super) fn remove_container(engine: &Containerd, id: &str) -> Result {
     let mut last = String::new();
     wait::until(&format!("container {id} to be removed"), SOON, || {
         let removed = command::run(&mut engine.command(&["containers", "delete", id]), SOON)?;
+        let gone = removed.status.success() || removed.complaint().contains("not found");
         last = removed.to_string();
-        Ok(removed.status.success().then_some(()))
+        Ok(gone.then_some(()))
     })
     .context(last)
 }

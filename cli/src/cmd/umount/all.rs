@@ -64,8 +64,11 @@ fn end_daemon(context: &Context) -> Result<Option<u32>, Failure> {
     };
     let status: StatusReport = serde_json::from_value(client.call(&Call::Status, &())?)?;
     client.call(&Call::UmountAll, &())?;
+    let socket = client.socket().to_path_buf();
+    // Nobody drives its connection while we wait, and the daemon's graceful stop waits for open ones.
+    drop(client);
     let process = PathBuf::from(format!("/proc/{}", status.pid));
-    let gone = || !client.socket().exists() && !is_running(&process);
+    let gone = || !socket.exists() && !is_running(&process);
     if !wait_until(DAEMON, gone) {
         return Err(Failure::text(format!("daemon {} has not ended yet", status.pid)));
     }
