@@ -8,10 +8,15 @@
 
 pub mod diff;
 pub mod error;
+pub mod fuse;
 pub mod inode;
 pub mod keeper;
 pub mod lower;
+pub mod mount;
 pub mod objects;
+pub mod options;
+mod passthrough;
+pub mod session;
 mod sys;
 pub mod union;
 pub mod upper;

@@ -1,5 +1,6 @@
 //! The seam to the filesystem: how a snapshot becomes a mount.
 
+mod fuse;
 pub(crate) mod live;
 
 use std::fmt;
@@ -7,10 +8,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mica_layerdb::Store;
 use mica_layerdb::tree::Tree;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+pub use fuse::FuseMounter;
 
 /// Finds the lower tree of a mount. Called when somebody first needs it, which may be never; may wait, and may be called
 /// again after an error.
@@ -53,8 +54,15 @@ pub trait Mounter: fmt::Debug + Send + Sync {
     /// Ends what is left of a mount that nobody serves, and removes its mountpoint.
     fn discard(&self, number: u64) -> Result<()>;
 
-    /// Writes what the writable folder `dir` changes in `lower` as a layer's tar and returns the number of entries.
-    fn write_changes(&self, lower: Arc<Tree>, dir: &Path, out: &mut dyn Write) -> Result<u64>;
+    /// Completes what an earlier process left half done in a writable folder that is not mounted.
+    fn finish(&self, lower: Arc<Tree>, folder: &Path) -> Result<()> {
+        let _ = (lower, folder);
+        Ok(())
+    }
+
+    /// Writes what a writable folder changes in `lower` as a layer's tar and returns the number of entries. The folder may
+    /// be mounted.
+    fn write_changes(&self, lower: Arc<Tree>, folder: &Path, out: &mut dyn Write) -> Result<u64>;
 
     /// Lets go of what outlives this process, once nothing is mounted.
     fn stop(&self) -> Result<()>;
@@ -70,56 +78,4 @@ pub trait Mounted: fmt::Debug + Send + Sync {
 
     /// Stops serving. The mount stays and waits for the next process.
     fn leave(self: Box<Self>);
-}
-
-/// Mounts by FUSE.
-#[derive(Debug)]
-pub struct FuseMounter {
-    mounts: PathBuf,
-}
-
-impl FuseMounter {
-    /// Mounts below `state`/mnt. `program` is this program's file, which also serves as the keeper of connections.
-    pub fn new(state: &Path, store: &Arc<Store>, program: &Path) -> Result<FuseMounter> {
-        let _ = (store, program);
-        Ok(FuseMounter { mounts: state.join("mnt") })
-    }
-
-    fn unavailable<T>(&self) -> Result<T> {
-        Err(Error::Unavailable { reason: format!("nothing can be mounted at {} yet", self.mounts.display()) })
-    }
-}
-
-impl Mounter for FuseMounter {
-    fn mountpoint(&self, number: u64) -> PathBuf {
-        self.mounts.join(number.to_string())
-    }
-
-    fn mount(&self, _plan: Plan) -> Result<Box<dyn Mounted>> {
-        self.unavailable()
-    }
-
-    fn resume(&self, _plan: Plan) -> Result<Box<dyn Mounted>> {
-        self.unavailable()
-    }
-
-    fn left(&self) -> Result<Vec<u64>> {
-        Ok(Vec::new())
-    }
-
-    fn mountpoints(&self) -> Result<Vec<u64>> {
-        Ok(Vec::new())
-    }
-
-    fn discard(&self, _number: u64) -> Result<()> {
-        self.unavailable()
-    }
-
-    fn write_changes(&self, _lower: Arc<Tree>, _dir: &Path, _out: &mut dyn Write) -> Result<u64> {
-        self.unavailable()
-    }
-
-    fn stop(&self) -> Result<()> {
-        Ok(())
-    }
 }

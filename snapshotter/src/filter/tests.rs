@@ -128,7 +128,7 @@ fn parse_of_any_short_text_never_panics() {
         texts = texts.iter().flat_map(|text| alphabet.map(|next| format!("{text}{next}"))).collect();
         for text in &texts {
             for filter in [text.clone(), format!("name~={text}"), format!("name==\"{text}\"")] {
-                if let Err(error) = Filter::parse(&[filter.clone()]) {
+                if let Err(error) = Filter::parse(std::slice::from_ref(&filter)) {
                     assert!(filter.is_char_boundary(error.position), "{error}");
                 }
             }

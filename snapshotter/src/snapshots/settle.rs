@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use mica_layerdb::tree::Tree;
 use mica_layerdb::{Batch, Compression, DiffId, Hold, IngestOptions};
 
 use super::core::Core;
@@ -65,13 +66,17 @@ impl Core {
         if !settling.changes {
             return Ok(None);
         }
-        if !self.live.wait_ended(record.number, LETTING_GO) {
-            tracing::warn!(name, "a program still uses the mount of a snapshot that was committed");
-        }
+        let at_rest = self.live.wait_ended(record.number, LETTING_GO);
         self.require_whole(name, record, settling)?;
         let mut below = if settling.rebased { Vec::new() } else { self.stack_of(&record.parent)? };
         below.extend(&record.own);
-        self.ingest_changes(name, record.number, &below)
+        let lower = self.store.chain(&below)?;
+        if at_rest {
+            self.live.mounter().finish(Arc::clone(&lower), &self.folder(record.number))?;
+        } else {
+            tracing::warn!(name, "a program still uses the mount of a snapshot that was committed");
+        }
+        self.ingest_changes(name, record.number, lower)
     }
 
     /// Changes are whole if they were synced, or if the machine has not been down since.
@@ -95,8 +100,7 @@ impl Core {
     }
 
     /// One thread writes the layer's tar into a pipe, this one takes it in.
-    fn ingest_changes(&self, name: &str, number: u64, below: &[DiffId]) -> Result<Made> {
-        let lower = self.store.chain(below)?;
+    fn ingest_changes(&self, name: &str, number: u64, lower: Arc<Tree>) -> Result<Made> {
         let (reader, writer) = io::pipe().map_err(Error::io("make a pipe"))?;
         let written = Arc::new(OnceLock::new());
         let mut input = Piped { reader, written: Arc::clone(&written), core: self };

@@ -26,12 +26,19 @@ pub(super) fn root_of(folder: &Path) -> Result<UpperRoot> {
     Ok(UpperRoot { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid })
 }
 
+/// Attributes of the root that a union sets when it takes over those of the lower root, to change them or what is in it.
+const TAKEN_OVER: [&str; 2] = ["trusted.mica.origin", "user.mica.origin"];
+
 /// Whether the folder holds changes. Looks at one entry at most.
 pub(super) fn has_changes(folder: &Path, record: &Record) -> Result<bool> {
     if record.root != Some(root_of(folder)?) {
         return Ok(true);
     }
     let upper = open(folder)?;
+    let mut number = [0_u8; 8];
+    if TAKEN_OVER.iter().any(|mark| rustix::fs::fgetxattr(&upper, *mark, &mut number).is_ok()) {
+        return Ok(true);
+    }
     let entries = rustix::fs::Dir::new(upper).map_err(|errno| Error::io("read an upper")(errno.into()))?;
     for entry in entries {
         let entry = entry.map_err(|errno| Error::io("read an upper")(errno.into()))?;

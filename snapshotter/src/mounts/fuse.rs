@@ -1,0 +1,255 @@
+//! Mounts by FUSE: a union of the snapshot's tree and folder, served by this process, held by the keeper.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mica_fs::diff::write_diff;
+use mica_fs::keeper::Keeper;
+use mica_fs::lower::{Lower, TreeLower};
+use mica_fs::session::{MountOptions, Session};
+use mica_fs::{Below, Format, Objects, Union, Upper};
+use mica_layerdb::Store;
+use mica_layerdb::tree::Tree;
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::{Mounted, Mounter, Plan, Resolve};
+use crate::error::{Error, Result};
+
+/// What the keeper calls the mount of snapshot 7: `snapshot-7`.
+const ID: &str = "snapshot-";
+
+/// Mounts by FUSE, below one state folder.
+#[derive(Debug)]
+pub struct FuseMounter {
+    mounts: PathBuf,
+    keeper: Mutex<Arc<Keeper>>,
+    /// Socket and program of a keeper that is a process of its own.
+    process: Option<(PathBuf, PathBuf)>,
+    objects: Arc<Objects>,
+    format: Format,
+    options: MountOptions,
+}
+
+impl FuseMounter {
+    /// Mounts below `state`/mnt. `program` is this program's file, which also serves as the keeper of connections.
+    pub fn new(state: &Path, store: &Arc<Store>, program: &Path) -> Result<FuseMounter> {
+        let socket = state.join("keeper.sock");
+        let keeper = Arc::new(start(&socket, program)?);
+        let mounter = FuseMounter::with_keeper(state, store, keeper)?;
+        Ok(FuseMounter { process: Some((socket, program.to_path_buf())), ..mounter })
+    }
+
+    /// [`FuseMounter::new`] with a keeper that is not started anew when it dies.
+    pub fn with_keeper(state: &Path, store: &Arc<Store>, keeper: Arc<Keeper>) -> Result<FuseMounter> {
+        let mounts = state.join("mnt");
+        // What programs may do below it is none of other users' business.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&mounts);
+        made.map_err(Error::io(format!("create {}", mounts.display())))?;
+        let objects = Objects::sealed(store.objects_path()).map_err(fs_error("seal the objects"))?;
+        Ok(FuseMounter {
+            mounts,
+            keeper: Mutex::new(keeper),
+            process: None,
+            objects: Arc::new(objects),
+            format: Format::detect(),
+            options: MountOptions::default(),
+        })
+    }
+
+    fn keeper(&self) -> Arc<Keeper> {
+        Arc::clone(&self.keeper.lock())
+    }
+
+    /// The keeper, or a new one if it has died. Its mounts died with it, unless their server lives.
+    fn living_keeper(&self) -> Result<Arc<Keeper>> {
+        let mut keeper = self.keeper.lock();
+        if let Some((socket, program)) = &self.process
+            && keeper.held().is_err()
+        {
+            *keeper = Arc::new(start(socket, program)?);
+        }
+        Ok(Arc::clone(&keeper))
+    }
+
+    fn union(&self, plan: &Plan) -> mica_fs::Result<Arc<Union>> {
+        let upper = plan.writable.as_deref().map(|folder| self.upper(folder, "work")).transpose()?;
+        let lower = lazily(plan.number, Arc::clone(&plan.lower), Arc::clone(&self.objects));
+        Ok(Arc::new(Union::new(lower, upper)?))
+    }
+
+    fn upper(&self, folder: &Path, work: &str) -> mica_fs::Result<Upper> {
+        Ok(Upper::open(&folder.join("upper"), &folder.join(work), self.format)?.with_fresh_root())
+    }
+
+    fn lower(&self, tree: Arc<Tree>) -> TreeLower {
+        TreeLower::new(tree, Arc::clone(&self.objects))
+    }
+}
+
+impl Mounter for FuseMounter {
+    fn mountpoint(&self, number: u64) -> PathBuf {
+        self.mounts.join(number.to_string())
+    }
+
+    fn mount(&self, plan: Plan) -> Result<Box<dyn Mounted>> {
+        let mountpoint = self.mountpoint(plan.number);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&mountpoint);
+        made.map_err(Error::io(format!("create {}", mountpoint.display())))?;
+        let keeper = self.living_keeper()?;
+        let session = self.union(&plan).and_then(|union| {
+            union.begin()?;
+            Session::mount(&keeper, &id(plan.number), &mountpoint, union, &self.options)
+        });
+        let mounted = serve(plan.number, session);
+        if mounted.is_err() {
+            remove_mountpoint(&mountpoint)?;
+        }
+        mounted
+    }
+
+    fn resume(&self, plan: Plan) -> Result<Box<dyn Mounted>> {
+        let union = self.union(&plan);
+        let resumed = union.and_then(|union| Session::resume(&self.keeper(), &id(plan.number), union, &self.options));
+        serve(plan.number, resumed)
+    }
+
+    fn left(&self) -> Result<Vec<u64>> {
+        let held = self.keeper().held().map_err(fs_error("ask the keeper"))?;
+        let ready = held.into_iter().filter(|held| held.ready);
+        Ok(ready.filter_map(|held| held.id.strip_prefix(ID)?.parse().ok()).collect())
+    }
+
+    fn mountpoints(&self) -> Result<Vec<u64>> {
+        let action = || format!("read {}", self.mounts.display());
+        let mut numbers = HashSet::new();
+        for entry in fs::read_dir(&self.mounts).map_err(Error::io(action()))? {
+            let name = entry.map_err(Error::io(action()))?.file_name();
+            numbers.extend(std::str::from_utf8(name.as_encoded_bytes()).ok().and_then(|name| name.parse::<u64>().ok()));
+        }
+        let held = self.keeper().held().map_err(fs_error("ask the keeper"))?;
+        numbers.extend(held.into_iter().filter_map(|held| held.id.strip_prefix(ID)?.parse::<u64>().ok()));
+        Ok(numbers.into_iter().collect())
+    }
+
+    fn discard(&self, number: u64) -> Result<()> {
+        let mountpoint = self.mountpoint(number);
+        detach(&mountpoint)?;
+        remove_mountpoint(&mountpoint)?;
+        self.living_keeper()?.forget(&id(number)).map_err(fs_error("tell the keeper"))
+    }
+
+    fn finish(&self, lower: Arc<Tree>, folder: &Path) -> Result<()> {
+        let below = Below::Ready(Arc::new(self.lower(lower)));
+        // A new union of it does what an earlier one owes.
+        let union = self.upper(folder, "work").and_then(|upper| Union::new(below, Some(upper)));
+        union.map(drop).map_err(fs_error(format!("open {}", folder.display())))
+    }
+
+    fn write_changes(&self, lower: Arc<Tree>, folder: &Path, out: &mut dyn Write) -> Result<u64> {
+        // Another work folder than that of the mount, which may be in use.
+        match fs::create_dir(folder.join("look")) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io(format!("create {}", folder.join("look").display()))(error));
+            }
+            _ => {}
+        }
+        let written = self.upper(folder, "look").and_then(|upper| write_diff(&self.lower(lower), &upper, out));
+        Ok(written.map_err(fs_error(format!("read the changes in {}", folder.display())))?.entries)
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.keeper().stop().map_err(fs_error("stop the keeper"))
+    }
+}
+
+#[derive(Debug)]
+struct FuseMount {
+    session: Session,
+}
+
+impl Mounted for FuseMount {
+    fn is_live(&self) -> bool {
+        !self.session.has_ended() && is_mountpoint(self.session.mountpoint())
+    }
+
+    fn unmount(self: Box<Self>) -> Result<()> {
+        self.session.try_unmount(true).map_err(fs_error("unmount"))?;
+        remove_mountpoint(self.session.mountpoint())?;
+        self.session.wait();
+        Ok(())
+    }
+
+    fn leave(self: Box<Self>) {
+        self.session.leave();
+    }
+}
+
+fn serve(number: u64, session: mica_fs::Result<Session>) -> Result<Box<dyn Mounted>> {
+    match session {
+        Ok(session) => Ok(Box::new(FuseMount { session })),
+        Err(error) => Err(Error::Mount { number, reason: error.to_string() }),
+    }
+}
+
+fn start(socket: &Path, program: &Path) -> Result<Keeper> {
+    Keeper::connect_or_start(socket, program).map_err(fs_error("start the keeper"))
+}
+
+fn id(number: u64) -> String {
+    format!("{ID}{number}")
+}
+
+fn lazily(number: u64, resolve: Resolve, objects: Arc<Objects>) -> Below {
+    Below::Lazy(Box::new(move || match resolve() {
+        Ok(tree) => Ok(Arc::new(TreeLower::new(tree, Arc::clone(&objects))) as Arc<dyn Lower>),
+        Err(error) => {
+            tracing::error!(number, %error, "a mount has no lower");
+            Err(mica_fs::Error::Unavailable { reason: error.to_string(), errno: Errno::IO })
+        }
+    }))
+}
+
+fn fs_error(action: impl Into<String>) -> impl FnOnce(mica_fs::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Fs { action, source }
+}
+
+/// Whether something is mounted there. Asks nothing of whoever serves it.
+fn is_mountpoint(path: &Path) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    match rustix::fs::statx(CWD, path, flags, StatxFlags::empty()) {
+        Ok(found) if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+        }
+        // A kernel that can't tell.
+        Ok(_) => true,
+        Err(errno) => errno != Errno::NOENT,
+    }
+}
+
+/// Takes away whatever is mounted there.
+fn detach(mountpoint: &Path) -> Result<()> {
+    loop {
+        match rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(Error::io(format!("unmount {}", mountpoint.display()))(errno.into())),
+        }
+    }
+}
+
+fn remove_mountpoint(mountpoint: &Path) -> Result<()> {
+    match fs::remove_dir(mountpoint) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", mountpoint.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
