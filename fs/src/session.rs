@@ -98,6 +98,7 @@ impl Session {
         union: Arc<Union>,
         options: &MountOptions,
     ) -> Result<Session> {
+        union.begin()?;
         let attach = Attach {
             fsname: options.fsname.clone(),
             read_only: options.read_only || union.is_read_only(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, Request, TimeOrNow};
+use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, Request, TimeOrNow};
 use rustix::fs::{OFlags, makedev};
 
 use crate::error::Error;
@@ -135,10 +135,6 @@ pub(super) fn fopen(flags: OFlags, cached: bool) -> FopenFlags {
     fopen.set(FopenFlags::FOPEN_KEEP_CACHE, cached);
     fopen.set(FopenFlags::FOPEN_NOFLUSH, flags & OFlags::RWMODE == OFlags::RDONLY);
     fopen
-}
-
-pub(super) fn handle(number: u64) -> FileHandle {
-    FileHandle(number)
 }
 
 #[cfg(test)]

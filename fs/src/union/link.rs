@@ -33,8 +33,10 @@ impl Union {
                 let made = upper.temporary();
                 let Spot::At(tmp, tmp_name) = &made else { return Err(Errno::INVAL.into()) };
                 from.link_to(tmp, tmp_name)?;
-                Upper::rename(&made, &Spot::at(&dir, name), RenameFlags::empty())
-                    .inspect_err(|_| drop(Upper::discard(&made)))?;
+                if let Err(errno) = Upper::rename(&made, &Spot::at(&dir, name), RenameFlags::empty()) {
+                    Upper::discard(&made)?;
+                    return Err(errno.into());
+                }
             }
         }
         let mut nodes = self.nodes.lock();

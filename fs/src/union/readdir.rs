@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use super::Union;
-use super::lookup::{Seen, number};
+use super::lookup::number;
 use crate::error::{Error, Result};
 use crate::inode::{Attr, DirEntry, Fh, FileKind, Ino, ROOT};
 use crate::upper::{Found, Spot, read_dir};
@@ -200,10 +200,5 @@ impl Union {
             None => {}
         }
         self.lower()?.parent(ino)
-    }
-
-    /// What a name stands for, when all that matters is whether it is seen.
-    pub(super) fn sees(&self, parent: Ino, name: &[u8]) -> Result<bool> {
-        Ok(matches!(self.see(parent, name)?, Seen::Upper(_) | Seen::Lower(_)))
     }
 }

@@ -24,7 +24,6 @@ pub(crate) enum Mark {
     Opaque,
     Redirect,
     Impure,
-    Whiteout,
     Origin,
     Device,
 }
@@ -76,7 +75,6 @@ impl Format {
             Mark::Opaque => "overlay.opaque",
             Mark::Redirect => "overlay.redirect",
             Mark::Impure => "overlay.impure",
-            Mark::Whiteout => "overlay.whiteout",
             Mark::Origin => "mica.origin",
             Mark::Device => "mica.device",
         };
