@@ -5,13 +5,14 @@
 //! a layer has no word for that, so that their whole content appears in the new place.
 //!
 //! What tar can't hold is left out, counted and logged: sockets, names that a layer takes for whiteouts, attributes with
-//! `=` in their name. Labels that belong to the host (`security.*` but capabilities) are no part of a layer. A hard link
-//! between a moved directory's unchanged files and the unmoved rest of the lower is not kept. A program's character
-//! device 0:0 comes out as one; who takes in the layer will read a whiteout, for which the format has the same word.
+//! `=` in their name. Labels that belong to the host (`security.*` but capabilities) are no part of a layer. A program's
+//! character device 0:0 comes out as one; who takes in the layer will read a whiteout, for which the format has the same
+//! word.
 //!
 //! Two runs over the same upper give the same bytes: names come in the order of their bytes, whiteouts before the rest, as
 //! the specification recommends.
 
+mod links;
 mod tar;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT};
 use crate::lower::{Lower, LowerFile};
 use crate::upper::{DIRECTORY, Found, Marks, Spot, Upper, read_dir};
+use links::Told;
 use tar::{Head, Kind, Writer};
 
 /// Bytes of contents read at a time.
@@ -60,6 +62,7 @@ pub fn write_diff(lower: &dyn Lower, upper: &Upper, out: &mut dyn Write) -> Resu
         upper,
         out: Writer::new(out),
         linked: HashMap::new(),
+        told: Vec::new(),
         path: Vec::new(),
         frames: Vec::new(),
         buffer: vec![0; PIECE],
@@ -78,6 +81,7 @@ pub fn write_diff(lower: &dyn Lower, upper: &Upper, out: &mut dyn Write) -> Resu
             Source::Lower(ino) => diff.lower_entry(ino)?,
         }
     }
+    diff.tell_links()?;
     let Diff { out, mut stats, .. } = diff;
     stats.bytes = out.finish()?;
     Ok(stats)
@@ -115,6 +119,8 @@ struct Diff<'a> {
     out: Writer<'a>,
     /// The first paths of files with several names.
     linked: HashMap<Linked, Box<[u8]>>,
+    /// Those of the lower among them.
+    told: Vec<Told>,
     /// The entry being told; a directory has no slash at its end.
     path: Vec<u8>,
     frames: Vec<Frame>,
@@ -262,9 +268,7 @@ impl Diff<'_> {
 
     fn lower_entry(&mut self, ino: Ino) -> Result<()> {
         let attr = self.lower.attr(ino)?;
-        let mut xattrs = self.lower.xattrs(ino)?;
-        xattrs.sort();
-        let xattrs = self.exported(xattrs);
+        let xattrs = self.lower_xattrs(ino)?;
         match attr.kind {
             FileKind::Directory => {
                 let path = [&self.path[..], b"/"].concat();
@@ -303,6 +307,9 @@ impl Diff<'_> {
                 return Ok(self.out.head(&head)?);
             }
             self.linked.insert(identity, path.as_slice().into());
+            if let Linked::Lower(ino) = identity {
+                self.told.push(Told { ino, path: path.as_slice().into() });
+            }
         }
         let size = if contents.is_some() { attr.size } else { 0 };
         self.emit(&path, attr, target, size, xattrs)?;
@@ -348,6 +355,12 @@ impl Diff<'_> {
             }
         }
         Ok(self.exported(shown))
+    }
+
+    fn lower_xattrs(&mut self, ino: Ino) -> Result<Xattrs> {
+        let mut xattrs = self.lower.xattrs(ino)?;
+        xattrs.sort();
+        Ok(self.exported(xattrs))
     }
 
     /// Those attributes that are part of a layer.

@@ -144,6 +144,19 @@ fn moved_directory_appears_whole_in_its_new_place() {
 }
 
 #[test]
+fn hard_link_out_of_a_moved_directory_is_kept() {
+    let place = Place::new();
+    place.file("lower/a/x", "1").dir("lower/stay/deep").dir("lower/b");
+    for name in ["stay/deep/y", "stay/z", "b/hidden", "a/w"] {
+        fs::hard_link(place.at("lower/a/x"), place.at("lower").join(name)).unwrap();
+    }
+    place.dir("upper/c").whiteout("upper/a").xattr("upper/c", "trusted.overlay.redirect", "/a").whiteout("upper/b");
+    let moved = [".wh.a", ".wh.b", "c/", "c/w: 1", "c/x = c/w"];
+    let stays = ["stay/", "stay/deep/", "stay/deep/y = c/w", "stay/z = c/w"];
+    assert_eq!(place.told(), [&moved[..], &stays[..]].concat());
+}
+
+#[test]
 fn redirect_within_a_moved_directory_is_followed_there() {
     let place = Place::new();
     place.file("lower/a/sub/f", "1");
