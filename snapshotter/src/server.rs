@@ -19,6 +19,7 @@ use crate::admin::{self, Admin, Daemon, Ending, StatusReport};
 use crate::config::Config;
 use crate::content::ContentStore;
 use crate::error::Error;
+use crate::grpc::Work;
 use crate::mounts::Mounter;
 use crate::snapshots::Snapshots;
 pub use record::Record;
@@ -26,6 +27,8 @@ use socket::Socket;
 
 /// How long requests may take to end once the daemon is told to.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long answers may take to reach their clients.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long mounts may take to be left or ended.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// How long a store may be in use by a command that is about to end.
@@ -120,8 +123,9 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
     let daemon = Box::new(Handle { status: record.status(config), end });
     let admin = Arc::new(Admin::of_daemon(Arc::clone(&snapshots), daemon));
     let (stop, mut stopped) = watch::channel(false);
+    let work = Work::default();
     let content = ContentStore::at(config.containerd.clone());
-    let services = crate::grpc::services(Arc::clone(&snapshots), content, admin, stop.subscribe());
+    let services = crate::grpc::services(Arc::clone(&snapshots), content, admin, stop.subscribe(), &work);
     let listener = UnixListener::from_std(socket.listener()?).map_err(io("listen".to_owned()))?;
     let published = record.publish(store.root())?;
     tracing::info!(root = %store.root().display(), address = %config.address(), "serving");
@@ -144,12 +148,9 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
     notify::send("STOPPING=1");
     drop(socket);
     let _ = stop.send(true);
-    match tokio::time::timeout(GRACE, &mut server).await {
-        Ok(ended) => transport(config, ended)?,
-        Err(_) => {
-            tracing::warn!(seconds = GRACE.as_secs(), "requests that have not ended are cut off");
-            server.abort();
-        }
+    tokio::select! {
+        ended = &mut server => transport(config, ended)?,
+        () = quiet(&work) => server.abort(),
     }
     let farewell = farewell(snapshots, ending).await;
     if let Some(watchdog) = watchdog {
@@ -168,6 +169,14 @@ fn transport(
         Ok(Err(source)) => Err(ServeError::Transport { path: config.socket.clone(), source }),
         Err(panicked) => Err(io("serve".to_owned())(std::io::Error::other(panicked))),
     }
+}
+
+/// Waits for the requests that are under way, but not for clients that keep a connection open and don't listen.
+async fn quiet(work: &Work) {
+    if tokio::time::timeout(GRACE, work.idle()).await.is_err() {
+        tracing::warn!(seconds = GRACE.as_secs(), "requests that have not ended are cut off");
+    }
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 /// Leaves the mounts, or ends them.

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::proto::mica::v1::call_response::Message;
 use super::proto::mica::v1::step::Event;
 use super::proto::mica::v1::{Begin, CallRequest, CallResponse, End, Step, admin_server};
-use super::work::{LONG, blocking};
+use super::work::{LONG, Work};
 use crate::admin::{Admin, Call};
 
 /// Steps on the way to a client.
@@ -26,11 +26,12 @@ const OFTEN: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct AdminService {
     admin: Arc<Admin>,
+    work: Work,
 }
 
 impl AdminService {
-    pub(crate) fn new(admin: Arc<Admin>) -> AdminService {
-        AdminService { admin }
+    pub(crate) fn new(admin: Arc<Admin>, work: Work) -> AdminService {
+        AdminService { admin, work }
     }
 }
 
@@ -40,11 +41,11 @@ impl admin_server::Admin for AdminService {
 
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<Self::CallStream>, Status> {
         let call = parse(request.into_inner())?;
-        let admin = Arc::clone(&self.admin);
+        let (admin, work) = (Arc::clone(&self.admin), self.work.clone());
         let (answers, stream) = mpsc::channel(STEPS_AHEAD);
         tokio::spawn(async move {
             let steps = Steps { answers: answers.clone(), unsaid: Mutex::default() };
-            let answer = blocking("admin call", LONG, move || admin.call(call, &steps)).await;
+            let answer = work.run("admin call", LONG, move || admin.call(call, &steps)).await;
             let answer = answer.map(|value| CallResponse { message: Some(Message::Result(value.to_string())) });
             // A client that went away doesn't want to know.
             let _ = answers.send(answer).await;

@@ -12,7 +12,7 @@ use super::proto::containerd::services::diff::v1 as api;
 use super::proto::containerd::services::diff::v1::diff_server;
 use super::proto::containerd::types::Descriptor;
 use super::snapshots::mounts_from;
-use super::work::{LONG, blocking};
+use super::work::{LONG, Work};
 use crate::content::{Caller, ContentStore, Encoding, Interest, LayerWriter};
 use crate::error::Error;
 use crate::snapshots::{Incoming, Snapshots};
@@ -27,11 +27,12 @@ const DEFAULT: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub(crate) struct DiffService {
     snapshots: Arc<Snapshots>,
     content: ContentStore,
+    work: Work,
 }
 
 impl DiffService {
-    pub(crate) fn new(snapshots: Arc<Snapshots>, content: ContentStore) -> DiffService {
-        DiffService { snapshots, content }
+    pub(crate) fn new(snapshots: Arc<Snapshots>, content: ContentStore, work: Work) -> DiffService {
+        DiffService { snapshots, content, work }
     }
 }
 
@@ -52,7 +53,7 @@ impl diff_server::Diff for DiffService {
             diff_id: None,
         };
         let (snapshots, mounts) = (Arc::clone(&self.snapshots), mounts_from(mounts));
-        let applied = blocking("apply", LONG, move || snapshots.apply(&mounts, layer)).await?;
+        let applied = self.work.run("apply", LONG, move || snapshots.apply(&mounts, layer)).await?;
         let applied = applied.ok_or_else(|| Status::unimplemented("these mounts or this layer are not Mica's"))?;
         Ok(Response::new(api::ApplyResponse {
             applied: Some(descriptor(PLAIN.to_owned(), applied.diff_id.to_string(), applied.size)),
@@ -72,14 +73,16 @@ impl diff_server::Diff for DiffService {
         let interest = Interest::new();
         let blob = self.content.write(&caller, &interest, &reference);
         let (snapshots, left, right) = (Arc::clone(&self.snapshots), mounts_from(left), mounts_from(right));
-        let made = blocking("diff", LONG, move || {
-            let to_content_store = || format!("send the layer {reference}");
-            let mut layer = LayerWriter::new(blob, encoding).map_err(Error::io(to_content_store()))?;
-            let Some(()) = snapshots.diff(&left, &right, &mut layer)? else { return Ok(None) };
-            let labels: HashMap<String, String> = labels;
-            layer.finish(labels).map(Some).map_err(Error::io(to_content_store()))
-        })
-        .await?;
+        let made = self
+            .work
+            .run("diff", LONG, move || {
+                let to_content_store = || format!("send the layer {reference}");
+                let mut layer = LayerWriter::new(blob, encoding).map_err(Error::io(to_content_store()))?;
+                let Some(()) = snapshots.diff(&left, &right, &mut layer)? else { return Ok(None) };
+                let labels: HashMap<String, String> = labels;
+                layer.finish(labels).map(Some).map_err(Error::io(to_content_store()))
+            })
+            .await?;
         let made = made.ok_or_else(|| Status::unimplemented("these mounts are not Mica's"))?;
         Ok(Response::new(api::DiffResponse { diff: Some(descriptor(media_type, made.digest.to_string(), made.bytes)) }))
     }

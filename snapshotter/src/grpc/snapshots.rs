@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::proto::containerd::services::snapshots::v1 as api;
 use super::proto::containerd::services::snapshots::v1::snapshots_server;
 use super::proto::containerd::types as containerd;
-use super::work::{PROMPT, blocking};
+use super::work::{LONG, PROMPT, Work};
 use crate::snapshots::{Info, Kind, Mount, Snapshots};
 
 /// Snapshots in one message of a listing.
@@ -21,11 +21,12 @@ const NAME_MAX: usize = 4096;
 #[derive(Clone, Debug)]
 pub(crate) struct SnapshotsService {
     snapshots: Arc<Snapshots>,
+    work: Work,
 }
 
 impl SnapshotsService {
-    pub(crate) fn new(snapshots: Arc<Snapshots>) -> SnapshotsService {
-        SnapshotsService { snapshots }
+    pub(crate) fn new(snapshots: Arc<Snapshots>, work: Work) -> SnapshotsService {
+        SnapshotsService { snapshots, work }
     }
 
     async fn call<T, F>(&self, what: &'static str, call: F) -> Result<T, Status>
@@ -34,7 +35,7 @@ impl SnapshotsService {
         F: FnOnce(&Snapshots) -> crate::Result<T> + Send + 'static,
     {
         let snapshots = Arc::clone(&self.snapshots);
-        blocking(what, PROMPT, move || call(&snapshots)).await
+        self.work.run(what, PROMPT, move || call(&snapshots)).await
     }
 }
 
@@ -130,7 +131,7 @@ impl snapshots_server::Snapshots for SnapshotsService {
 
     async fn cleanup(&self, _: Request<api::CleanupRequest>) -> Result<Response<()>, Status> {
         let snapshots = Arc::clone(&self.snapshots);
-        blocking("cleanup", super::work::LONG, move || snapshots.cleanup()).await?;
+        self.work.run("cleanup", LONG, move || snapshots.cleanup()).await?;
         Ok(Response::new(()))
     }
 }

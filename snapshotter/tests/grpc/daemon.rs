@@ -86,3 +86,15 @@ async fn health_is_told_for_every_service() {
     let mut watch = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
 }
+
+#[test]
+fn end_does_not_wait_for_a_client_that_does_not_listen() {
+    let serving = Serving::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut client = HealthClient::new(runtime.block_on(async { serving.channel() }));
+    runtime.block_on(client.check(HealthCheckRequest::default())).unwrap();
+    let start = std::time::Instant::now();
+    let (ended, _) = serving.end(&Call::Stop);
+    ended.unwrap();
+    assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+}
