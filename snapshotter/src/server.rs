@@ -227,7 +227,7 @@ fn open_store(root: &Path) -> Result<Arc<Store>, ServeError> {
     }
 }
 
-/// Makes the folder of sockets and mountpoints. Programs in containers reach mountpoints through it.
+/// Makes the folder of sockets and mountpoints, each of which has a mode of its own.
 fn make_state(state: &Path) -> Result<(), ServeError> {
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o711);
