@@ -33,12 +33,12 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
 /// Without one it is read-only.
 pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&Path>) -> Result<Union> {
     let lower: Arc<dyn Lower> = Arc::new(TreeLower::new(tree, objects));
-    let upper = changes.map(|changes| {
+    let upper = changes.map(|changes| -> Result<Upper> {
         let (upper, work) = (changes.join("upper"), changes.join("work"));
         for dir in [&upper, &work] {
             make(dir)?;
         }
-        Upper::open(&upper, &work, Format::detect())
+        Ok(Upper::open(&upper, &work, Format::detect())?.with_fresh_root())
     });
     Union::new(Below::Ready(lower), upper.transpose()?)
 }
