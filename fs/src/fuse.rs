@@ -239,6 +239,10 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _request: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         let _serving = self.0.enter();
+        if self.0.read_only {
+            // Files are not opened either, so there is nothing to close: the kernel need not ask again.
+            return reply.error(Errno::ENOSYS);
+        }
         done(reply, self.0.flush(fh));
     }
 
