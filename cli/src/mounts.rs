@@ -77,12 +77,23 @@ impl Note {
         Ok(Written { path })
     }
 
+    /// Whether its process lives. Another one may have its number by now.
+    pub fn is_served(&self) -> bool {
+        is_running(self.pid)
+    }
+
     /// All notes of a state folder, with their files. What can't be read is nobody's.
     pub fn all(state: &Path) -> Vec<(PathBuf, Note)> {
         let Ok(entries) = fs::read_dir(state.join(NOTES)) else { return Vec::new() };
         let read = |path: PathBuf| Some((serde_json::from_slice(&fs::read(&path).ok()?).ok()?, path));
         entries.flatten().filter_map(|entry| read(entry.path())).map(|(note, path)| (path, note)).collect()
     }
+}
+
+/// Whether a process has not ended. A zombie has.
+pub fn is_running(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
 
 impl Drop for Written {

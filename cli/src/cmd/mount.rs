@@ -1,10 +1,207 @@
 //! `mica mount`
+//!
+//! The process that serves a mount holds its connection itself: when it ends, so does the mount. Without `-f` that is a
+//! second process, which this one starts and waits for until the mount answers.
+//!
+//! An image is mounted without its store being open, so a daemon may come and go meanwhile: whoever has the store
+//! prepares the image's merged tree and pins its layers; the serving process reads the sealed files. See
+//! `admin::ImageLock`.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use mica_fs::Objects;
+use mica_fs::keeper::Keeper;
+use mica_fs::mount::{union_of_dirs, union_of_image};
+use mica_fs::options::Options;
+use mica_fs::session::Session;
+use mica_fs::union::Union;
+use mica_layerdb::tree::Tree;
+use mica_snapshotter::admin::{Call, ImageLock, MountableImage};
+use rustix::fs::{Mode, OFlags};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Context;
-use crate::Failure;
 use crate::args::Mount;
+use crate::backend::Backend;
+use crate::mounts::Note;
+use crate::{Failure, output};
+
+/// Set for the second process.
+const BACKGROUND: &str = "MICA_MOUNT_BACKGROUND";
+/// What it says when the mount answers.
+const READY: &[u8] = b"ready\n";
 
 /// Mounts.
-pub fn run(_context: &Context, _arguments: &Mount) -> Result<(), Failure> {
-    Err(Failure::text("nothing can be mounted yet"))
+pub fn run(context: &Context, arguments: &Mount) -> Result<(), Failure> {
+    let options = options(arguments)?;
+    let mountpoint = mountpoint(arguments)?;
+    let background = std::env::var_os(BACKGROUND).is_some();
+    if arguments.foreground || background {
+        serve(context, arguments, options, &mountpoint, background)
+    } else {
+        start()
+    }
+}
+
+/// What the command line says, and whether it makes sense.
+fn options(arguments: &Mount) -> Result<Options, Failure> {
+    let usage = |error: mica_fs::Error| Failure::Usage(error.to_string());
+    let mut options = Options::default();
+    if let Some(source) = arguments.source().and_then(|source| source.to_owned().into_os_string().into_string().ok()) {
+        options.mount.fsname = source;
+    } else if let Some(image) = &arguments.image {
+        options.mount.fsname.clone_from(image);
+    }
+    for text in &arguments.options {
+        options.parse(text.as_bytes()).map_err(usage)?;
+    }
+    options.check().map_err(usage)?;
+    match &arguments.image {
+        None if options.lower.is_empty() => {
+            Err(Failure::Usage("what to mount? `-o lowerdir=A:B` names directories, `--image REF` an image".to_owned()))
+        }
+        Some(_) if !options.lower.is_empty() || options.upper.is_some() => {
+            Err(Failure::Usage("an image is mounted with `--rw DIR`, not with lowerdir or upperdir".to_owned()))
+        }
+        _ => Ok(options),
+    }
+}
+
+fn mountpoint(arguments: &Mount) -> Result<PathBuf, Failure> {
+    let given = arguments.mountpoint();
+    let wrong = |reason: String| Failure::text(format!("can't mount at {}: {reason}", given.display()));
+    let path = std::fs::canonicalize(given).map_err(|error| wrong(error.to_string()))?;
+    if path.is_dir() { Ok(path) } else { Err(wrong("it is not a directory".to_owned())) }
+}
+
+/// Starts the second process and returns when it has mounted.
+fn start() -> Result<(), Failure> {
+    let mut child = Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .env(BACKGROUND, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = [0; READY.len()];
+    let ready = child.stdout.take().is_some_and(|mut out| out.read_exact(&mut said).is_ok() && said == READY);
+    if ready {
+        return Ok(());
+    }
+    // It has told the reason itself, on the standard error that it shares with this process.
+    child.wait()?;
+    Err(Failure::Said)
+}
+
+fn serve(
+    context: &Context,
+    arguments: &Mount,
+    options: Options,
+    mountpoint: &Path,
+    background: bool,
+) -> Result<(), Failure> {
+    if background {
+        rustix::process::setsid()?;
+    }
+    // Modes are what programs in the mount ask for.
+    rustix::process::umask(Mode::empty());
+    let (union, lock) = match &arguments.image {
+        Some(image) => {
+            let (union, lock) = union_of(context, image, arguments.rw.as_deref())?;
+            (union, Some(lock))
+        }
+        None => (union_of_dirs(&options)?, None),
+    };
+    let signals = Signals::catch()?;
+    let id = format!("{}", std::process::id());
+    let session = Session::mount(&Keeper::in_process(), &id, mountpoint, Arc::new(union), &options.mount)?;
+    let session = Arc::new(session);
+    signals.end(&session)?;
+    let note = Note { pid: std::process::id(), mountpoint: mountpoint.to_path_buf() }.write(&context.state());
+    if let Err(error) = &note {
+        tracing::warn!(%error, "`mica umount --all` will not know of this mount");
+    }
+    rustix::process::chdir("/")?;
+    if background {
+        say_ready()?;
+    }
+    session.wait();
+    drop((note, lock));
+    Ok(())
+}
+
+/// The union of an image, and what keeps its layers.
+fn union_of(context: &Context, image: &str, changes: Option<&Path>) -> Result<(Union, ImageLock), Failure> {
+    let root = context.root();
+    let backend = Backend::of(&root)?;
+    let lock = ImageLock::take(&root)?;
+    let call = Call::ImageMount { reference: image.to_owned(), lock: lock.id().to_owned() };
+    let MountableImage { tree, objects, image } = backend.call(call, &())?;
+    drop(backend);
+    let file =
+        std::fs::File::open(&tree).map_err(|error| Failure::text(format!("can't open {}: {error}", tree.display())))?;
+    let tree = Arc::new(Tree::open(&file, &image.name)?);
+    let objects = Arc::new(Objects::sealed(&objects)?);
+    let changes = changes.map(std::path::absolute).transpose()?;
+    Ok((union_of_image(tree, objects, changes.as_deref())?, lock))
+}
+
+/// Tells the first process, and lets go of everything it shares with this one.
+fn say_ready() -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(READY)?;
+    out.flush()?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// SIGTERM, SIGINT and SIGHUP, which end a mount in an orderly way.
+struct Signals {
+    runtime: tokio::runtime::Runtime,
+    signals: [Signal; 3],
+}
+
+impl Signals {
+    /// From now on they do nothing else.
+    fn catch() -> Result<Signals, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _entered = runtime.enter();
+            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?]
+        };
+        Ok(Signals { runtime, signals })
+    }
+
+    /// The first one unmounts: a mount that is in use is served until its last user is gone. The second one ends this
+    /// process, and programs in the mount get errors.
+    fn end(self, session: &Arc<Session>) -> Result<(), Failure> {
+        let Signals { runtime, signals: [mut terminate, mut interrupt, mut hangup] } = self;
+        let session = Arc::clone(session);
+        std::thread::Builder::new().name("mica-signals".to_owned()).spawn(move || {
+            let mut any = || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                        _ = hangup.recv() => {}
+                    }
+                });
+            };
+            any();
+            if session.try_unmount(false).is_err()
+                && let Err(error) = session.try_unmount(true)
+            {
+                output::complain(&format!("mica: {error}"));
+            }
+            any();
+            std::process::exit(1);
+        })?;
+        Ok(())
+    }
 }

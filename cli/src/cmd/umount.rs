@@ -27,8 +27,9 @@ pub fn run(context: &Context, arguments: &Umount) -> Result<(), Failure> {
         Note::all(&context.state()).into_iter().filter(|(_, note)| note.mountpoint == mountpoint).collect();
     detach(&mountpoint, arguments.lazy)?;
     if !arguments.lazy {
-        wait_until(END, || notes.iter().all(|(path, _)| !path.exists()));
+        wait_until(END, || notes.iter().all(|(_, note)| !note.is_served()));
     }
+    forget(&notes);
     Ok(())
 }
 
@@ -45,6 +46,14 @@ fn place(mountpoint: &Path) -> Result<PathBuf, Failure> {
             if place.is_symlink() { resolve(&place) } else { Ok(place) }
         }
         _ => resolve(mountpoint),
+    }
+}
+
+/// Removes the notes of processes that were killed.
+fn forget(notes: &[(PathBuf, Note)]) {
+    for (path, _) in notes.iter().filter(|(_, note)| !note.is_served()) {
+        // It is gone already if the process ended in an orderly way.
+        let _ = std::fs::remove_file(path);
     }
 }
 

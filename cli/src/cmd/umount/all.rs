@@ -9,9 +9,9 @@ use mica_snapshotter::client::Client;
 use serde::Serialize;
 
 use super::super::Context;
-use super::{detach, wait_until};
+use super::{detach, forget, wait_until};
 use crate::backend::daemon;
-use crate::mounts::{Note, mounted};
+use crate::mounts::{Note, is_running, mounted};
 use crate::{Failure, output};
 
 /// How long a daemon may take to end its mounts and itself.
@@ -67,18 +67,11 @@ fn end_daemon(context: &Context) -> Result<Option<u32>, Failure> {
     let socket = client.socket().to_path_buf();
     // Nobody drives its connection while we wait, and the daemon's graceful stop waits for open ones.
     drop(client);
-    let process = PathBuf::from(format!("/proc/{}", status.pid));
-    let gone = || !socket.exists() && !is_running(&process);
+    let gone = || !socket.exists() && !is_running(status.pid);
     if !wait_until(DAEMON, gone) {
         return Err(Failure::text(format!("daemon {} has not ended yet", status.pid)));
     }
     Ok(Some(status.pid))
-}
-
-/// A zombie has ended.
-fn is_running(process: &Path) -> bool {
-    std::fs::read_to_string(process.join("stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
 
 /// Closes the connections of a daemon that is gone. Whoever uses them gets an error instead of waiting for ever.
@@ -98,9 +91,8 @@ fn end_mount(note: &Note, report: &mut Report) -> Result<(), Failure> {
         return Ok(());
     }
     gently(&note.mountpoint)?;
-    let process = PathBuf::from(format!("/proc/{}", note.pid));
     // One that is in use lives on until its last user is gone.
-    wait_until(super::END, || !is_running(&process));
+    wait_until(super::END, || !note.is_served());
     report.mounts.push(note.mountpoint.clone());
     Ok(())
 }
@@ -112,11 +104,7 @@ fn gently(mountpoint: &Path) -> Result<(), Failure> {
 
 /// Removes empty folders and files of processes that are gone. What is left does no harm.
 fn tidy(state: &Path) {
-    for (path, note) in Note::all(state) {
-        if !is_running(&PathBuf::from(format!("/proc/{}", note.pid))) {
-            let _ = std::fs::remove_file(path);
-        }
-    }
+    forget(&Note::all(state));
     for entry in std::fs::read_dir(state.join("mnt")).into_iter().flatten().flatten() {
         let _ = std::fs::remove_dir(entry.path());
     }
