@@ -32,7 +32,7 @@ impl Serving {
         let flags = open_flags(flags);
         match self.opened_file(request, ino, flags) {
             Ok(OpenedFile { number, via }) => {
-                let (fh, fopen) = (FileHandle(number), fopen(flags, via == Via::Cache));
+                let (fh, fopen) = (FileHandle(number), fopen(flags, via));
                 match via {
                     Via::Upper(id) | Via::Lower(id) => sys::reply_opened(reply, fh, fopen, id),
                     _ => reply.opened(fh, fopen),

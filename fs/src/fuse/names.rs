@@ -67,7 +67,7 @@ impl Serving {
         let flags = open_flags(flags);
         match self.created(new, mode, flags) {
             Ok((attr, OpenedFile { number, via })) => {
-                let (fh, fopen) = (FileHandle(number), fopen(flags, via == Via::Cache));
+                let (fh, fopen) = (FileHandle(number), fopen(flags, via));
                 match via {
                     Via::Upper(id) | Via::Lower(id) => {
                         sys::reply_created(reply, FOREVER, &attributes(&attr), (fh, fopen, id));

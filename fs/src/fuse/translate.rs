@@ -7,6 +7,7 @@ use rustix::fs::{OFlags, makedev};
 
 use crate::error::Error;
 use crate::inode::{Attr, Caller, FileKind, Ino, SetTime, Timestamp};
+use crate::session::ledger::Via;
 
 /// How long the kernel may keep what it was told: for ever, since nobody else changes the filesystem.
 pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -129,11 +130,13 @@ pub(super) fn writes(flags: OFlags) -> bool {
     flags & OFlags::RWMODE != OFlags::RDONLY || flags.contains(OFlags::TRUNC)
 }
 
-/// How the kernel treats a handle. A reader has nothing to flush, and its close must not wait for anybody.
-pub(super) fn fopen(flags: OFlags, cached: bool) -> FopenFlags {
+/// How the kernel treats a handle. A close is a message only where a shared mapping may have left pages that this
+/// process has not seen; any other close must not wait for anybody.
+pub(super) fn fopen(flags: OFlags, via: Via) -> FopenFlags {
+    let cached = via == Via::Cache;
     let mut fopen = FopenFlags::empty();
     fopen.set(FopenFlags::FOPEN_KEEP_CACHE, cached);
-    fopen.set(FopenFlags::FOPEN_NOFLUSH, flags & OFlags::RWMODE == OFlags::RDONLY);
+    fopen.set(FopenFlags::FOPEN_NOFLUSH, !cached || flags & OFlags::RWMODE == OFlags::RDONLY);
     fopen
 }
 

@@ -1,0 +1,171 @@
+//! Data that the kernel reads and writes itself, and the same bytes without.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+
+use super::served::{Place, Server, can_mount};
+
+/// An image with a program and a text, both large enough to be objects.
+fn image(place: &Place) -> (Vec<u8>, Vec<u8>) {
+    let program: Vec<u8> = (0u32..100_000).flat_map(u32::to_le_bytes).collect();
+    let text = b"a line of text\n".repeat(5000);
+    let tree = place.path("tree");
+    fs::create_dir(&tree).unwrap();
+    for (name, content, mode) in [("program", &program, 0o755), ("text", &text, 0o644)] {
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(tree.join(name)).unwrap();
+        file.write_all(content).unwrap();
+    }
+    let tar = std::process::Command::new("tar").arg("-cf").arg(place.path("tar")).arg("-C").arg(tree).arg(".").status();
+    assert!(tar.unwrap().success());
+    (program, text)
+}
+
+/// Whether the kernel can pass through; says why not.
+fn passes_through(server: &mut Server, place: &Place) -> bool {
+    let _file = File::create(place.mnt("probe")).unwrap();
+    let passes = server.counts()[1] == 1;
+    if !passes {
+        eprintln!("passthrough is not tested: this kernel or disk has none");
+    }
+    passes
+}
+
+#[test]
+fn files_of_the_upper_are_passed_through() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut server = place.mount("");
+    if !passes_through(&mut server, &place) {
+        return;
+    }
+    let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(place.mnt("file")).unwrap();
+    file.write_all_at(b"through the kernel", 0).unwrap();
+    let again = File::open(place.mnt("file")).unwrap();
+    assert_eq!(server.counts()[1], 1);
+    assert_eq!(file.metadata().unwrap().size(), 18);
+    let next = place.next("");
+    server.kill();
+    // Nobody serves, and data flows.
+    file.write_all_at(b"past    ", 0).unwrap();
+    let mut bytes = [0; 18];
+    again.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"past    the kernel");
+    server = next.resume();
+    // The next server knows the mode and the backing file, else this open would fail with EIO.
+    let mut third = File::open(place.mnt("file")).unwrap();
+    let mut text = String::new();
+    third.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "past    the kernel");
+    assert_eq!(server.counts()[1], 1);
+    drop((file, again, third));
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(server.counts(), [0, 0, 0]);
+}
+
+#[test]
+fn programs_of_an_image_are_passed_through_and_busy_while_open() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let (program, text) = image(&place);
+    let mut server = place.image("").unwrap();
+    let mut running = File::open(place.mnt("program")).unwrap();
+    let read = File::open(place.mnt("text")).unwrap();
+    let passes = server.counts()[2] == 1;
+    assert_eq!(server.counts()[1], 0);
+    let mut bytes = Vec::new();
+    running.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == program);
+    if passes {
+        let busy = OpenOptions::new().write(true).open(place.mnt("program")).unwrap_err();
+        assert_eq!(busy.raw_os_error(), Some(libc::ETXTBSY));
+        let busy = OpenOptions::new().write(true).truncate(true).open(place.mnt("program")).unwrap_err();
+        assert_eq!(busy.raw_os_error(), Some(libc::ETXTBSY));
+        // Changes of attributes are none of the data's business, and later readers share the open file.
+        fs::set_permissions(place.mnt("program"), fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(fs::read(place.mnt("program")).unwrap() == program);
+        let next = place.next_image();
+        server.kill();
+        let mut byte = [0; 4];
+        running.read_exact_at(&mut byte, 4 * 77).unwrap();
+        assert_eq!(byte, 77u32.to_le_bytes());
+        server = next.resume();
+        assert!(fs::read(place.mnt("program")).unwrap() == program);
+    }
+    // What goes through the page cache shows a writer's bytes to an earlier reader.
+    let writer = OpenOptions::new().write(true).open(place.mnt("text")).unwrap();
+    writer.write_all_at(b"A", 0).unwrap();
+    let mut byte = [0];
+    read.read_exact_at(&mut byte, 0).unwrap();
+    assert_eq!(&byte, b"A");
+    drop((running, writer, read));
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let mut written = OpenOptions::new().append(true).open(place.mnt("program")).unwrap();
+    written.write_all(b"more").unwrap();
+    drop(written);
+    assert!(fs::read(place.mnt("program")).unwrap() == [&program[..], b"more"].concat());
+    assert_eq!(fs::read(place.mnt("text")).unwrap()[1..], text[1..]);
+    assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[test]
+fn without_passthrough_the_bytes_are_the_same() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let (program, text) = image(&place);
+    let mut server = place.image("passthrough=off").unwrap();
+    let running = File::open(place.mnt("program")).unwrap();
+    assert!(fs::read(place.mnt("program")).unwrap() == program);
+    assert!(fs::read(place.mnt("text")).unwrap() == text);
+    let mut written = OpenOptions::new().append(true).open(place.mnt("program")).unwrap();
+    written.write_all(b"more").unwrap();
+    assert_eq!(running.metadata().unwrap().size(), program.len() as u64 + 4);
+    let mut end = [0; 4];
+    running.read_exact_at(&mut end, program.len() as u64).unwrap();
+    assert_eq!(&end, b"more");
+    assert_eq!(server.counts()[1..], [0, 0]);
+    assert_eq!(server.order("counts").split(' ').next(), Some("2"));
+    drop((running, written));
+    assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[test]
+fn a_store_into_a_mapping_shows_in_the_times() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut server = place.mount("");
+    fs::write(place.mnt("mapped"), vec![0; 4096]).unwrap();
+    let before = fs::metadata(place.mnt("mapped")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let file = OpenOptions::new().read(true).write(true).open(place.mnt("mapped")).unwrap();
+    store(&file);
+    let after = file.metadata().unwrap();
+    assert!(after.modified().unwrap() > before.modified().unwrap());
+    drop(file);
+    assert_eq!(fs::read(place.mnt("mapped")).unwrap()[0], 7);
+    let at_last = fs::metadata(place.mnt("mapped")).unwrap();
+    assert!(at_last.modified().unwrap() >= after.modified().unwrap());
+    assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[allow(unsafe_code)]
+fn store(file: &File) {
+    // SAFETY: a mapping of our own of a file that nobody truncates; it is unmapped before the pointer is lost.
+    unsafe {
+        use std::os::fd::AsRawFd;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let at = libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        at.cast::<u8>().write(7);
+        assert_eq!(libc::msync(at, 4096, libc::MS_SYNC), 0);
+        libc::munmap(at, 4096);
+    }
+}

@@ -1,0 +1,141 @@
+//! Rules that need the kernel's part: permissions, ACLs, privileges, other filesystems on top.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::process::Command;
+
+use rustix::fs::XattrFlags;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::served::{Place, can_mount};
+
+/// Runs a shell command as a user without privilege.
+fn as_nobody(place: &Place, command: &str) -> bool {
+    let mut shell = Command::new("setpriv");
+    shell.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", command]);
+    shell.current_dir(place.path("mnt")).status().unwrap().success()
+}
+
+fn open_to_all(place: &Place) {
+    fs::set_permissions(place.path("."), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_write_without_privilege_clears_set_user_id() {
+    if !can_mount() {
+        return;
+    }
+    for options in ["", "passthrough=off"] {
+        let place = Place::new();
+        open_to_all(&place);
+        for (name, dir) in [("below", "lower"), ("above", "upper"), ("cut", "upper"), ("opened", "lower")] {
+            let file = place.path(dir).join(name);
+            fs::write(&file, "x").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o4777)).unwrap();
+        }
+        let mut server = place.mount(options);
+        let mode = |name: &str| fs::metadata(place.mnt(name)).unwrap().mode() & 0o7777;
+        assert_eq!(mode("below"), 0o4777);
+        assert!(as_nobody(&place, "echo y >> below; echo y >> above; truncate -s 0 cut; : > opened"));
+        assert_eq!(["below", "above", "cut", "opened"].map(mode), [0o777; 4], "{options}");
+        // Root keeps it.
+        fs::set_permissions(place.mnt("above"), fs::Permissions::from_mode(0o4777)).unwrap();
+        OpenOptions::new().append(true).open(place.mnt("above")).unwrap().write_all(b"z").unwrap();
+        assert_eq!(mode("above"), 0o4777);
+        assert_eq!(server.order("unmount"), "unmounted");
+    }
+}
+
+#[test]
+fn permissions_are_checked_by_the_merged_attributes() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    open_to_all(&place);
+    fs::write(place.path("lower/secret"), "x").unwrap();
+    fs::set_permissions(place.path("lower/secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let mut server = place.mount("");
+    assert!(!as_nobody(&place, "cat secret 2>/dev/null"));
+    assert!(!as_nobody(&place, "touch new 2>/dev/null"));
+    fs::set_permissions(place.mnt("secret"), fs::Permissions::from_mode(0o604)).unwrap();
+    assert!(as_nobody(&place, "cat secret >/dev/null"));
+    assert_eq!(server.order("unmount"), "unmounted");
+}
+
+/// An ACL in its extended attribute's form.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+const NONE: u32 = u32::MAX;
+
+#[test]
+fn a_default_acl_is_inherited_instead_of_the_umask() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    open_to_all(&place);
+    let mut server = place.mount("");
+    fs::create_dir(place.mnt("plain")).unwrap();
+    fs::create_dir(place.mnt("acl")).unwrap();
+    let default = acl(&[(1, 7, NONE), (2, 7, 65534), (4, 5, NONE), (0x10, 7, NONE), (0x20, 0, NONE)]);
+    let name = "system.posix_acl_default";
+    match rustix::fs::setxattr(place.mnt("acl"), name, &default, XattrFlags::empty()) {
+        Err(rustix::io::Errno::OPNOTSUPP) => return eprintln!("ACLs are not tested: the disk has none"),
+        result => result.unwrap(),
+    }
+    let make = "umask 027; for dir in plain acl; do touch $dir/file; mkdir $dir/dir; done";
+    assert!(Command::new("sh").args(["-c", make]).current_dir(place.path("mnt")).status().unwrap().success());
+    let mode = |name: &str| fs::metadata(place.mnt(name)).unwrap().mode() & 0o7777;
+    assert_eq!(["plain/file", "plain/dir"].map(mode), [0o640, 0o750]);
+    assert_eq!(["acl/file", "acl/dir"].map(mode), [0o660, 0o770]);
+    let mut value = [0; 64];
+    let length = rustix::fs::getxattr(place.mnt("acl/dir"), name, &mut value[..]).unwrap();
+    assert_eq!(value[..length], default);
+    assert!(as_nobody(&place, "echo x >> acl/file"));
+    assert!(!as_nobody(&place, "echo x >> plain/file 2>/dev/null"));
+    assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[test]
+fn the_kernels_overlay_can_be_stacked_on_a_mount() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir(place.path("lower/dir")).unwrap();
+    fs::write(place.path("lower/dir/below"), "below").unwrap();
+    fs::write(place.path("lower/dir/gone"), "gone").unwrap();
+    let mut server = place.mount("");
+    for dir in ["up", "wk", "over"] {
+        fs::create_dir(place.mnt(dir)).unwrap();
+    }
+    fs::create_dir(place.path("over")).unwrap();
+    let [lower, upper, work] = ["dir", "up", "wk"].map(|name| place.mnt(name).display().to_string());
+    let data = std::ffi::CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}")).unwrap();
+    mount("overlay", place.path("over"), "overlay", MountFlags::empty(), Some(&*data)).unwrap();
+    let check = || -> std::io::Result<()> {
+        assert_eq!(fs::read(place.path("over/below"))?, b"below");
+        fs::remove_file(place.path("over/gone"))?;
+        OpenOptions::new().append(true).open(place.path("over/below"))?.write_all(b" and above")?;
+        OpenOptions::new().create_new(true).write(true).mode(0o600).open(place.path("over/new"))?.write_all(b"new")?;
+        assert_eq!(fs::read(place.path("over/below"))?, b"below and above");
+        assert!(!place.path("over/gone").exists());
+        Ok(())
+    };
+    let checked = check();
+    unmount(place.path("over"), UnmountFlags::empty()).unwrap();
+    checked.unwrap();
+    assert_eq!(fs::read(place.mnt("up/new")).unwrap(), b"new");
+    assert_eq!(fs::read(place.mnt("dir/gone")).unwrap(), b"gone");
+    assert_eq!(server.order("unmount"), "unmounted");
+}
