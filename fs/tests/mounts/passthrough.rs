@@ -46,6 +46,8 @@ fn files_of_the_upper_are_passed_through() {
     let again = File::open(place.mnt("file")).unwrap();
     assert_eq!(server.counts()[1], 1);
     assert_eq!(file.metadata().unwrap().size(), 18);
+    // After it was asked for attributes, the kernel asks once for capabilities before it writes.
+    file.write_all_at(b"thr", 0).unwrap();
     let next = place.next("");
     server.kill();
     // Nobody serves, and data flows.

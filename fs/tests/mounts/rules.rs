@@ -102,7 +102,7 @@ fn a_default_acl_is_inherited_instead_of_the_umask() {
     let length = rustix::fs::getxattr(place.mnt("acl/dir"), name, &mut value[..]).unwrap();
     assert_eq!(value[..length], default);
     assert!(as_nobody(&place, "echo x >> acl/file"));
-    assert!(!as_nobody(&place, "echo x >> plain/file 2>/dev/null"));
+    assert!(!as_nobody(&place, "(echo x >> plain/file) 2>/dev/null"));
     assert_eq!(server.order("unmount"), "unmounted");
 }
 

@@ -72,7 +72,11 @@ impl Place {
 
     pub fn next_image(&self) -> Next {
         let [store, tar, changes] = ["store", "tar", "changes"].map(|name| self.path(name));
-        Next(self.start("keeper", "resume", &["image".as_ref(), store.as_ref(), tar.as_ref(), changes.as_ref(), "".as_ref()]))
+        Next(self.start(
+            "keeper",
+            "resume",
+            &["image".as_ref(), store.as_ref(), tar.as_ref(), changes.as_ref(), "".as_ref()],
+        ))
     }
 
     /// Serves directories; with "-" for the keeper, without one.
