@@ -148,7 +148,12 @@ pub fn action(step: &Step, model: &Model, can: Abilities) -> Option<Action> {
         Step::RemoveXattr(at, name) => Action::RemoveXattr(pick(&plain, at)?, xattr(name, can)),
         Step::Hold(..) | Step::HeldWrite(..) | Step::Forget | Step::Remount | Step::Commit => return None,
     })
-    .filter(|action| !matches!(action, Action::Rmdir(at) | Action::Unlink(at) if at.is_empty()))
+    .filter(|action| match action {
+        // What becomes of the root is not the filesystem's to say.
+        Action::Rmdir(at) | Action::Unlink(at) => !at.is_empty(),
+        Action::Rename(from, to, _) => !from.is_empty() && !to.is_empty(),
+        _ => true,
+    })
 }
 
 fn xattr(at: usize, can: Abilities) -> Name {
