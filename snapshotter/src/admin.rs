@@ -65,19 +65,10 @@ pub enum Call {
     Df,
     /// Who serves what: [`StatusReport`].
     Status,
-    /// End every mount, and the daemon.
+    /// End every mount, and then the daemon. It ends also if programs hold on to their mounts, which is an error.
     UmountAll,
     /// End the daemon. Mounts stay.
     Stop,
-}
-
-/// How a daemon ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Mounts wait for the next daemon.
-    Leave,
-    /// No mount is left.
-    Unmount,
 }
 
 /// The daemon, as its administration sees it.
@@ -86,7 +77,7 @@ pub trait Daemon: Send + Sync {
     fn status(&self) -> StatusReport;
 
     /// Asks it to end. Returns at once.
-    fn end(&self, how: Ending);
+    fn end(&self);
 }
 
 /// Answers calls.
@@ -143,11 +134,11 @@ impl Admin {
             Call::UmountAll => {
                 let (snapshots, daemon) = self.daemon()?;
                 let ended = snapshots.unmount_all();
-                daemon.end(Ending::Unmount);
+                daemon.end();
                 ended.and_then(|()| json(&()))
             }
             Call::Stop => {
-                self.daemon()?.1.end(Ending::Leave);
+                self.daemon()?.1.end();
                 json(&())
             }
         }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::admin::{self, Admin, Daemon, Ending, StatusReport};
+use crate::admin::{self, Admin, Daemon, StatusReport};
 use crate::config::Config;
 use crate::content::ContentStore;
 use crate::error::Error;
@@ -29,7 +29,7 @@ use socket::Socket;
 const GRACE: Duration = Duration::from_secs(10);
 /// How long answers may take to reach their clients.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long mounts may take to be left or ended.
+/// How long mounts may take to be left.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// How long a store may be in use by a command that is about to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -118,7 +118,7 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
         let mounter = mounter(config, &store)?;
         Snapshots::open(Arc::clone(&store), mounter)
     })?;
-    let (end, mut ended) = watch::channel(None);
+    let (end, mut ended) = watch::channel(false);
     let record = Record::of(config);
     let daemon = Box::new(Handle { status: record.status(config), end });
     let admin = Arc::new(Admin::of_daemon(Arc::clone(&snapshots), daemon));
@@ -138,13 +138,13 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
             let _ = stopped.wait_for(|stop| *stop).await;
         },
     ));
-    let ending = tokio::select! {
-        _ = terminate.recv() => Ending::Leave,
-        _ = interrupt.recv() => Ending::Leave,
-        ended = ended.wait_for(Option::is_some) => ended.ok().and_then(|how| *how).unwrap_or(Ending::Leave),
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = ended.wait_for(|ended| *ended) => {}
         failed = &mut server => return transport(config, failed),
-    };
-    tracing::info!(?ending, "ending");
+    }
+    tracing::info!("ending");
     notify::send("STOPPING=1");
     drop(socket);
     let _ = stop.send(true);
@@ -152,7 +152,7 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
         ended = &mut server => transport(config, ended)?,
         () = quiet(&work) => server.abort(),
     }
-    let farewell = farewell(snapshots, ending).await;
+    let farewell = farewell(snapshots).await;
     if let Some(watchdog) = watchdog {
         watchdog.abort();
     }
@@ -179,23 +179,20 @@ async fn quiet(work: &Work) {
     tokio::time::sleep(LAST_WORDS).await;
 }
 
-/// Leaves the mounts, or ends them.
-async fn farewell(snapshots: Arc<Snapshots>, ending: Ending) -> Result<(), ServeError> {
-    let call = tokio::task::spawn_blocking(move || match ending {
-        Ending::Leave => snapshots.close(),
-        Ending::Unmount => snapshots.unmount_all(),
-    });
+/// Leaves the mounts.
+async fn farewell(snapshots: Arc<Snapshots>) -> Result<(), ServeError> {
+    let call = tokio::task::spawn_blocking(move || snapshots.close());
     match tokio::time::timeout(FAREWELL, call).await {
         Ok(Ok(done)) => Ok(done?),
         Ok(Err(panicked)) => Err(io("end".to_owned())(std::io::Error::other(panicked))),
-        Err(_) => Err(ServeError::Late { what: "ending the mounts" }),
+        Err(_) => Err(ServeError::Late { what: "leaving the mounts" }),
     }
 }
 
 /// The daemon, as its administration reaches it.
 struct Handle {
     status: StatusReport,
-    end: watch::Sender<Option<Ending>>,
+    end: watch::Sender<bool>,
 }
 
 impl Daemon for Handle {
@@ -203,8 +200,8 @@ impl Daemon for Handle {
         self.status.clone()
     }
 
-    fn end(&self, how: Ending) {
-        self.end.send_replace(Some(how));
+    fn end(&self) {
+        self.end.send_replace(true);
     }
 }
 

@@ -63,7 +63,10 @@ fn end_daemon(context: &Context) -> Result<Option<u32>, Failure> {
         None => return Ok(None),
     };
     let status: StatusReport = serde_json::from_value(client.call(&Call::Status, &())?)?;
-    client.call(&Call::UmountAll, &())?;
+    if let Err(error) = client.call(&Call::UmountAll, &()) {
+        // It ends all the same; what it leaves is ended below.
+        output::complain(&format!("mica: {error}"));
+    }
     let socket = client.socket().to_path_buf();
     // Nobody drives its connection while we wait, and the daemon's graceful stop waits for open ones.
     drop(client);
