@@ -75,7 +75,7 @@ impl<B: Send + Sync + 'static> Live<B> {
         Ok(())
     }
 
-    /// Ends a mount in the background, then does `then`, also if there was none.
+    /// Ends a mount in the background and does `then`, also if there was none. Only then it has ended.
     pub(crate) fn end(self: &Arc<Self>, number: u64, then: impl FnOnce() + Send + 'static) {
         let serving = {
             let mut table = self.table.lock();
@@ -86,11 +86,11 @@ impl<B: Send + Sync + 'static> Live<B> {
         let work = move || {
             live.unmount(number, serving);
             then();
+            live.ended(number);
         };
         if let Err(error) = thread::Builder::new().name(format!("mica-end-{number}")).spawn(work) {
             tracing::error!(number, %error, "a mount cannot be ended now; it goes when the daemon starts anew");
-            self.table.lock().ending.remove(&number);
-            self.changed.notify_all();
+            self.ended(number);
         }
     }
 
@@ -105,6 +105,9 @@ impl<B: Send + Sync + 'static> Live<B> {
                 tracing::error!(number, %error, "a mount stays");
             }
         }
+    }
+
+    fn ended(&self, number: u64) {
         self.table.lock().ending.remove(&number);
         self.changed.notify_all();
     }
