@@ -199,6 +199,7 @@ fn path(text: &[u8]) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

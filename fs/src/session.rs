@@ -182,9 +182,8 @@ impl Session {
         let mut flags = UnmountFlags::NOFOLLOW;
         flags.set(UnmountFlags::DETACH, lazy);
         match unmount(&self.mountpoint, flags) {
-            Ok(()) => {}
             // Not a mountpoint, or gone with its folder: unmounted by somebody else.
-            Err(Errno::INVAL | Errno::NOENT) => {}
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => {
                 let path = self.mountpoint.display().to_string();
                 return Err(Error::Mount { path, reason: format!("can't unmount: {errno}"), errno });
@@ -220,5 +219,50 @@ impl Session {
                 Some(_) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::print_stderr)]
+mod tests {
+    use super::*;
+    use crate::lower::{DirsLower, Format};
+    use crate::union::Below;
+
+    fn served_after(first: impl FnOnce(&Connection)) {
+        if !rustix::process::getuid().is_root() || rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK).is_err()
+        {
+            return eprintln!("mounts are not tested: not root, or no /dev/fuse");
+        }
+        let place = tempfile::tempdir().unwrap();
+        let (lower, mountpoint) = (place.path().join("lower"), place.path().join("mnt"));
+        std::fs::create_dir(&lower).unwrap();
+        std::fs::create_dir(&mountpoint).unwrap();
+        std::fs::write(lower.join("file"), "below").unwrap();
+        let keeper = Keeper::in_process();
+        let attach = Attach { fsname: "mica".to_owned(), read_only: true, allow_other: true, attributes: 0 };
+        first(&keeper.mount("one", &mountpoint, &attach).unwrap());
+        assert!(!keeper.held().unwrap()[0].ready);
+
+        let lower = DirsLower::open(&[lower], Format::Trusted).unwrap();
+        let union = Arc::new(Union::new(Below::Ready(Arc::new(lower)), None).unwrap());
+        let session = Session::resume(&keeper, "one", union, &MountOptions::default()).unwrap();
+        assert!(keeper.held().unwrap()[0].ready);
+        assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"below");
+        session.unmount(false).unwrap();
+        assert_eq!(keeper.held().unwrap(), []);
+    }
+
+    #[test]
+    fn a_connection_whose_server_died_before_it_read_init_can_be_resumed() {
+        served_after(|_| {});
+    }
+
+    #[test]
+    fn a_connection_whose_server_died_with_init_in_hand_can_be_resumed() {
+        served_after(|connection| {
+            let mut message = [0; 8192];
+            assert!(rustix::io::read(&connection.device, &mut message).unwrap() > 0);
+        });
     }
 }

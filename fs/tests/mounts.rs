@@ -1,5 +1,5 @@
 //! Real mounts: made, served, killed, taken over, ended. Each test says why when it can't have one.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 #[path = "mounts/served.rs"]
 mod served;

@@ -34,16 +34,13 @@ pub(super) fn establish(
         None => read_init(device)?,
     };
     let (session, reply) = play(adapter, &request, threads)?;
-    let init = match saved {
-        Some(init) => {
-            agree(&init.reply, &reply)?;
-            init
-        }
-        None => {
-            let init = Init { request, reply };
-            save(&init)?;
-            init
-        }
+    let init = if let Some(init) = saved {
+        agree(&init.reply, &reply)?;
+        init
+    } else {
+        let init = Init { request, reply };
+        save(&init)?;
+        init
     };
     // A server killed between saving and answering has left the kernel waiting; one that was not makes this ENOENT.
     match rustix::io::write(device, &init.reply) {

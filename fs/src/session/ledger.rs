@@ -146,6 +146,7 @@ fn half(record: &[u8; RECORD as usize], at: usize) -> u32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -169,9 +170,11 @@ mod tests {
     #[test]
     fn an_intent_is_found_under_the_number_of_the_resent_request() {
         let (ledger, _) = ledger();
-        ledger.intend(40, 5, 6).unwrap();
-        assert_eq!(ledger.intended(40 | RESENT), Some((5, 6)));
-        assert_eq!(ledger.intended(42 | RESENT), None);
-        assert_eq!(ledger.intended((40 + 2 * INTENT_COUNT) | RESENT), None);
+        let number = 0x28;
+        ledger.intend(number, 5, 6).unwrap();
+        assert_eq!(ledger.intended(number | RESENT), Some((5, 6)));
+        assert_eq!(ledger.intended((number + 2) | RESENT), None);
+        // Another request that has the same place.
+        assert_eq!(ledger.intended((number + 2 * INTENT_COUNT) | RESENT), None);
     }
 }

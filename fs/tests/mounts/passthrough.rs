@@ -51,11 +51,12 @@ fn files_of_the_upper_are_passed_through() {
     let next = place.next("");
     server.kill();
     // Nobody serves, and data flows.
-    file.write_all_at(b"past    ", 0).unwrap();
-    let mut bytes = [0; 18];
-    again.read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(&bytes, b"past    the kernel");
-    server = next.resume();
+    (server, ()) = next.resume_after(|| {
+        file.write_all_at(b"past    ", 0).unwrap();
+        let mut bytes = [0; 18];
+        again.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"past    the kernel");
+    });
     // The next server knows the mode and the backing file, else this open would fail with EIO.
     let mut third = File::open(place.mnt("file")).unwrap();
     let mut text = String::new();
@@ -92,10 +93,11 @@ fn programs_of_an_image_are_passed_through_and_busy_while_open() {
         assert!(fs::read(place.mnt("program")).unwrap() == program);
         let next = place.next_image();
         server.kill();
-        let mut byte = [0; 4];
-        running.read_exact_at(&mut byte, 4 * 77).unwrap();
-        assert_eq!(byte, 77u32.to_le_bytes());
-        server = next.resume();
+        (server, ()) = next.resume_after(|| {
+            let mut number = [0; 4];
+            running.read_exact_at(&mut number, 4 * 77).unwrap();
+            assert_eq!(number, 77u32.to_le_bytes());
+        });
         assert!(fs::read(place.mnt("program")).unwrap() == program);
     }
     // What goes through the page cache shows a writer's bytes to an earlier reader.
@@ -135,6 +137,54 @@ fn without_passthrough_the_bytes_are_the_same() {
     assert_eq!(server.order("counts").split(' ').next(), Some("2"));
     drop((running, written));
     assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[test]
+fn where_the_disk_is_stacked_itself_the_bytes_go_through_the_server() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    for name in ["disk", "disk/below", "disk/up", "disk/wk", "over"] {
+        fs::create_dir(place.path(name)).unwrap();
+    }
+    let [below, up, wk] = ["disk/below", "disk/up", "disk/wk"].map(|name| place.path(name).display().to_string());
+    let data = std::ffi::CString::new(format!("lowerdir={below},upperdir={up},workdir={wk}")).unwrap();
+    // Redirected renames need not work there, and neither do whiteouts; files do.
+    let over = place.path("over");
+    rustix::mount::mount("overlay", &over, "overlay", rustix::mount::MountFlags::empty(), Some(&*data)).unwrap();
+    for name in ["upper", "work"] {
+        fs::create_dir(over.join(name)).unwrap();
+    }
+    let [lower, over_dir] = [place.path("lower"), over.clone()].map(|path| path.display().to_string());
+    let options = format!("lowerdir={lower},upperdir={over_dir}/upper,workdir={over_dir}/work,userxattr");
+    let served = place.dirs("keeper", &options).map(|mut server| {
+        fs::write(place.mnt("file"), "through the server").unwrap();
+        let file = File::open(place.mnt("file")).unwrap();
+        let counts = server.counts();
+        assert_eq!(fs::read(place.mnt("file")).unwrap(), b"through the server");
+        drop(file);
+        assert_eq!(server.order("unmount"), "unmounted");
+        counts
+    });
+    rustix::mount::unmount(&over, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(served, Ok([1, 0, 0]));
+}
+
+#[test]
+fn a_server_without_privilege_serves_the_bytes_itself() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    fs::write(place.path("lower/below"), "below").unwrap();
+    let mut server = place.unprivileged(&place.options("userxattr")).unwrap();
+    let file = OpenOptions::new().append(true).read(true).open(place.mnt("below")).unwrap();
+    (&file).write_all(b" and above").unwrap();
+    assert_eq!(server.counts(), [1, 0, 0]);
+    drop(file);
+    assert_eq!(fs::read(place.mnt("below")).unwrap(), b"below and above");
+    assert!(server.order("unmount").contains("can't unmount"));
 }
 
 #[test]

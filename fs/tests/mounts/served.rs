@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use mica_fs::keeper::Keeper;
+use std::sync::mpsc::channel;
+use std::thread::scope;
+use std::time::Duration;
+
 use tempfile::TempDir;
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_mica-fs-fixture");
@@ -91,9 +95,21 @@ impl Place {
         self.start("keeper", "mount", &what).answered()
     }
 
+    /// Serves directories without `CAP_SYS_ADMIN`; the keeper, which mounts, has it.
+    pub fn unprivileged(&self, options: &str) -> Result<Server, String> {
+        self.keeper();
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", FIXTURE]);
+        self.run(command, "keeper", "mount", &["dirs".as_ref(), options.as_ref()]).answered()
+    }
+
     fn start(&self, keeper: &str, how: &str, what: &[&OsStr]) -> Server {
+        self.run(Command::new(FIXTURE), keeper, how, what)
+    }
+
+    fn run(&self, mut command: Command, keeper: &str, how: &str, what: &[&OsStr]) -> Server {
         let keeper = if keeper == "-" { keeper.into() } else { self.path(keeper) };
-        let mut child = Command::new(FIXTURE)
+        let mut child = command
             .arg("serve")
             .args([keeper.as_os_str(), "one".as_ref(), self.path("mnt").as_os_str(), how.as_ref()])
             .args(what)
@@ -124,6 +140,23 @@ impl Next {
     pub fn resume(mut self) -> Server {
         writeln!(self.0.input, "go").unwrap();
         self.0.answered().unwrap()
+    }
+
+    /// Does something while nobody serves, then resumes. What needs a server after all is a failure, and not a hang.
+    pub fn resume_after<T: Send>(self, access: impl FnOnce() -> T + Send) -> (Server, T) {
+        let (done, ended) = channel();
+        scope(|scope| {
+            let access = scope.spawn(move || {
+                let result = access();
+                let _ = done.send(());
+                result
+            });
+            let without = ended.recv_timeout(Duration::from_secs(10)).is_ok();
+            let server = self.resume();
+            let result = access.join().unwrap();
+            assert!(without, "this waited for a server");
+            (server, result)
+        })
     }
 }
 

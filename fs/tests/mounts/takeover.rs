@@ -2,11 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::thread::sleep;
 use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, XattrFlags, removexattr, renameat_with, setxattr};
 
 use super::served::{Place, can_mount};
 
@@ -95,12 +95,11 @@ fn requests_that_the_killed_server_had_in_hand_are_done_once() {
     fs::write(place.mnt("moved/file"), "x").unwrap();
 
     // It goes on to read requests, and answers none.
+    let next = place.next("");
     assert_eq!(server.order("leave"), "left");
-    std::thread::scope(|scope| {
-        let exchange = scope.spawn(|| {
-            renameat_with(CWD, place.mnt("one"), CWD, place.mnt("two"), RenameFlags::EXCHANGE).unwrap();
-        });
-        let others = [
+    let waited = std::thread::scope(|scope| {
+        let waiting = [
+            scope.spawn(|| renameat_with(CWD, place.mnt("one"), CWD, place.mnt("two"), RenameFlags::EXCHANGE).unwrap()),
             scope.spawn(|| fs::create_dir(place.mnt("made/dir")).unwrap()),
             scope.spawn(|| fs::write(place.mnt("created/file"), "new").unwrap()),
             scope.spawn(|| fs::remove_file(place.mnt("removed/file")).unwrap()),
@@ -109,12 +108,13 @@ fn requests_that_the_killed_server_had_in_hand_are_done_once() {
             scope.spawn(|| assert!(fs::metadata(place.mnt("looked/absent")).is_err())),
         ];
         sleep(WHILE);
-        assert!(!exchange.is_finished() && others.iter().all(|other| !other.is_finished()));
-        let next = place.next("");
+        let waited = waiting.iter().filter(|waiting| !waiting.is_finished()).count();
         server.kill();
         sleep(WHILE);
         server = next.resume();
+        waited
     });
+    assert_eq!(waited, 7);
     assert_eq!(fs::read(place.mnt("one")).unwrap(), b"2");
     assert_eq!(fs::read(place.mnt("two")).unwrap(), b"1");
     assert!(fs::metadata(place.mnt("made/dir")).unwrap().is_dir());
@@ -132,6 +132,12 @@ fn changes_are_exact_however_often_the_server_is_killed_under_load() {
         return;
     }
     let place = Place::new();
+    for worker in 0..4 {
+        fs::create_dir(place.path(&format!("lower/below{worker}"))).unwrap();
+        for name in 0..400 {
+            fs::write(place.path(&format!("lower/below{worker}/{name}")), "below").unwrap();
+        }
+    }
     let mut server = place.mount("");
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -139,7 +145,7 @@ fn changes_are_exact_however_often_the_server_is_killed_under_load() {
             .map(|worker| {
                 scope.spawn({
                     let (place, stop) = (&place, &stop);
-                    move || work(&place.mnt(&format!("w{worker}")), stop)
+                    move || work(&place.mnt(&format!("w{worker}")), &place.mnt(&format!("below{worker}")), stop)
                 })
             })
             .collect();
@@ -157,7 +163,7 @@ fn changes_are_exact_however_often_the_server_is_killed_under_load() {
 }
 
 /// Every step must have exactly its effect, whatever happens to the server.
-fn work(dir: &std::path::Path, stop: &std::sync::atomic::AtomicBool) -> u64 {
+fn work(dir: &std::path::Path, below: &std::path::Path, stop: &std::sync::atomic::AtomicBool) -> u64 {
     let mut rounds = 0;
     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
         fs::create_dir(dir).unwrap();
@@ -178,9 +184,31 @@ fn work(dir: &std::path::Path, stop: &std::sync::atomic::AtomicBool) -> u64 {
             fs::remove_file(dir.join(name)).unwrap();
         }
         fs::remove_dir(dir).unwrap();
+        if rounds < 400 {
+            change(&below.join(rounds.to_string()));
+        }
         rounds += 1;
     }
     rounds
+}
+
+/// Changes a file of the lower: copied up, marked, moved, removed.
+fn change(file: &std::path::Path) {
+    let ino = fs::metadata(file).unwrap().ino();
+    let mut open = OpenOptions::new().append(true).open(file).unwrap();
+    open.write_all(b" and above").unwrap();
+    drop(open);
+    setxattr(file, "user.mark", b"1", XattrFlags::CREATE).unwrap();
+    removexattr(file, "user.mark").unwrap();
+    assert_eq!(removexattr(file, "user.mark"), Err(rustix::io::Errno::NODATA));
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    let moved = file.with_extension("moved");
+    fs::rename(file, &moved).unwrap();
+    assert_eq!(fs::read(&moved).unwrap(), b"below and above");
+    let after = fs::metadata(&moved).unwrap();
+    assert_eq!((after.ino(), after.mode() & 0o777), (ino, 0o600));
+    fs::remove_file(&moved).unwrap();
+    assert!(!file.exists() && !moved.exists());
 }
 
 #[test]
@@ -198,12 +226,13 @@ fn what_the_kernel_knows_needs_no_server() {
     assert!(!place.mnt("dir/absent").exists());
     let next = place.next("");
     server.kill();
-    // Without a server a lookup would wait for ever: names that exist, names that do not, and links are cached.
-    let after = fs::metadata(place.mnt("dir/file")).unwrap();
-    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
-    assert_eq!(fs::metadata(place.mnt("dir/absent")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
-    assert_eq!(fs::metadata(place.mnt("link")).unwrap().ino(), before.ino());
-    server = next.resume();
+    // A lookup would wait: names that exist, names that do not, and links are cached.
+    (server, ()) = next.resume_after(|| {
+        let after = fs::metadata(place.mnt("dir/file")).unwrap();
+        assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+        assert_eq!(fs::metadata(place.mnt("dir/absent")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(fs::metadata(place.mnt("link")).unwrap().ino(), before.ino());
+    });
     fs::write(place.mnt("dir/absent"), "there").unwrap();
     assert_eq!(fs::read(place.mnt("dir/absent")).unwrap(), b"there");
     assert_eq!(server.order("unmount"), "unmounted");
@@ -229,8 +258,9 @@ fn a_read_only_mount_opens_and_lists_without_messages() {
     assert_eq!(server.counts(), [0, 0, 0]);
     let next = place.next_dirs(&options);
     server.kill();
-    assert_eq!(fs::read(place.mnt("dir/file")).unwrap(), b"text");
-    assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
-    server = next.resume();
+    (server, ()) = next.resume_after(|| {
+        assert_eq!(fs::read(place.mnt("dir/file")).unwrap(), b"text");
+        assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
+    });
     assert_eq!(server.order("unmount"), "unmounted");
 }
