@@ -1,6 +1,6 @@
 //! The union itself, called as the FUSE adapter calls it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -32,8 +32,16 @@ pub struct Direct {
     generation: usize,
     union: Option<Union>,
     lookups: HashMap<Ino, u64>,
-    held: Vec<Fh>,
+    held: Vec<Held>,
+    /// The numbers that names led to when all was last shown.
+    named: HashSet<Ino>,
     shows: usize,
+}
+
+struct Held {
+    fh: Fh,
+    ino: Ino,
+    flags: OFlags,
 }
 
 fn store() -> &'static Arc<Store> {
@@ -69,7 +77,8 @@ impl Direct {
 
     fn new(dir: TempDir, layers: Layers) -> Direct {
         let (lookups, held) = (HashMap::new(), Vec::new());
-        let mut direct = Direct { dir, layers, generation: 0, union: None, lookups, held, shows: 0 };
+        let named = HashSet::new();
+        let mut direct = Direct { dir, layers, generation: 0, union: None, lookups, held, named, shows: 0 };
         direct.begin();
         direct
     }
@@ -322,28 +331,34 @@ impl Subject for Direct {
                 }
             }
         }
+        // Whatever the kernel knows it may ask for.
+        for ino in self.lookups.keys() {
+            self.union().getattr(*ino, None).unwrap_or_else(|error| panic!("{ino}: {error}"));
+        }
+        self.named = shown.values().map(|shown: &Shown| Ino(shown.id)).collect();
         shown
     }
 
     fn hold(&mut self, at: &Path, write: bool) -> Result<(), Errno> {
         let ino = self.find(at)?;
-        let fh = errno(self.union().open(ino, if write { OFlags::RDWR } else { OFlags::RDONLY }))?;
-        self.held.push(fh);
+        let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let fh = errno(self.union().open(ino, flags))?;
+        self.held.push(Held { fh, ino, flags });
         Ok(())
     }
 
     fn held_write(&mut self, held: usize, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        assert_eq!(errno(self.union().write(self.held[held], offset, data))?, data.len());
+        assert_eq!(errno(self.union().write(self.held[held].fh, offset, data))?, data.len());
         Ok(())
     }
 
     fn held_read(&mut self, held: usize) -> Vec<u8> {
-        self.read_all(self.held[held])
+        self.read_all(self.held[held].fh)
     }
 
     fn release(&mut self) {
-        for fh in std::mem::take(&mut self.held) {
-            self.union().release(fh);
+        for held in std::mem::take(&mut self.held) {
+            self.union().release(held.fh);
         }
     }
 
@@ -357,6 +372,20 @@ impl Subject for Direct {
         self.lookups.clear();
         self.union = None;
         self.begin();
+    }
+
+    fn take_over(&mut self) {
+        self.union = None;
+        self.begin();
+        self.union().recover().unwrap();
+        // What had no name and was not open is gone with the process that held it.
+        let open: HashSet<_> = self.held.iter().map(|held| held.ino).collect();
+        let named = &self.named;
+        self.lookups.retain(|ino, _| named.contains(ino) || open.contains(ino));
+        for at in 0..self.held.len() {
+            let Held { ino, flags, .. } = self.held[at];
+            self.held[at].fh = self.union().open(ino, flags).unwrap();
+        }
     }
 
     fn commit(&mut self) {

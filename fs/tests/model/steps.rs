@@ -36,6 +36,8 @@ pub enum Step {
     /// Gives back all that was looked up.
     Forget,
     Remount,
+    /// Another process goes on where this one was.
+    TakeOver,
     /// Makes the upper one more layer.
     Commit,
 }
@@ -67,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (at(), 0..6000_u16, 1..3000_u16).prop_map(|(at, offset, length)| Step::HeldWrite(at, offset, length)),
         2 => Just(Step::Forget),
         2 => Just(Step::Remount),
+        2 => Just(Step::TakeOver),
         1 => Just(Step::Commit),
     ]
 }
@@ -146,7 +149,9 @@ pub fn action(step: &Step, model: &Model, can: Abilities) -> Option<Action> {
         Step::SetTimes(at, secs, nanos) => Action::SetTimes(pick(&any, at)?, i64::from(secs), nanos),
         Step::SetXattr(at, name, value) => Action::SetXattr(pick(&plain, at)?, xattr(name, can), vec![value; 3]),
         Step::RemoveXattr(at, name) => Action::RemoveXattr(pick(&plain, at)?, xattr(name, can)),
-        Step::Hold(..) | Step::HeldWrite(..) | Step::Forget | Step::Remount | Step::Commit => return None,
+        Step::Hold(..) | Step::HeldWrite(..) | Step::Forget | Step::Remount | Step::TakeOver | Step::Commit => {
+            return None;
+        }
     })
     .filter(|action| match action {
         // What becomes of the root is not the filesystem's to say.

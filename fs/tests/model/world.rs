@@ -31,6 +31,8 @@ pub trait Subject {
     fn forget(&mut self);
     /// Ends and begins anew over the same directories.
     fn remount(&mut self);
+    /// Begins anew with what a kernel knows and has open; nothing was given back.
+    fn take_over(&mut self) {}
     /// Makes what was changed one more layer. Numbers may be others then.
     fn commit(&mut self);
 }
@@ -82,6 +84,7 @@ impl<S: Subject> World<S> {
                 self.release();
                 self.subject.remount();
             }
+            Step::TakeOver => self.subject.take_over(),
             Step::Commit => {
                 self.release();
                 self.subject.commit();
