@@ -1,10 +1,8 @@
 //! The kernel's messages as operations of a union, and back. Translates, and decides nothing about files.
 //!
 //! One method per message; what takes more than a line is next door: `names` changes directories, `files` opens,
-//! `dirs` lists, `handles` numbers what is open, `translate` converts terms, `acl` does for inherited ACLs what a
-//! disk would. No message is answered ENOSYS but those that the kernel shall not send again.
+//! `dirs` lists, `handles` numbers what is open, `translate` converts terms. No message is answered ENOSYS but those that the kernel shall not send again.
 
-mod acl;
 mod dirs;
 mod files;
 pub(crate) mod handles;

@@ -13,6 +13,7 @@
 //!    upper inodes that exist. Never held while contents are copied;
 //! 3. `nodes`, `opens`, `handles`, `directories`: tables, held for a lookup in them alone.
 
+mod acl;
 mod attr;
 mod copy_up;
 mod create;

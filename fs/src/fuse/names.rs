@@ -44,15 +44,13 @@ fn is(result: &Result<impl Sized>, errno: Errno) -> bool {
 
 impl Serving {
     pub(super) fn mknod(&self, new: &New<'_>, mode: u32, device: u64) -> Result<Attr> {
-        let (mode, acl) = self.inherited(new, mode, false)?;
         let made = self.union.mknod(&new.caller, new.parent, new.name, mode, device);
-        self.inherit(self.made(new, made), acl)
+        self.made(new, made)
     }
 
     pub(super) fn mkdir(&self, new: &New<'_>, mode: u32) -> Result<Attr> {
-        let (mode, acl) = self.inherited(new, mode, true)?;
         let made = self.union.mkdir(&new.caller, new.parent, new.name, mode);
-        self.inherit(self.made(new, made), acl)
+        self.made(new, made)
     }
 
     pub(super) fn symlink(&self, new: &New<'_>, target: &[u8]) -> Result<Attr> {
@@ -80,20 +78,12 @@ impl Serving {
     }
 
     fn created(&self, new: &New<'_>, mode: u32, flags: rustix::fs::OFlags) -> Result<(Attr, OpenedFile)> {
-        let (mode, acl) = self.inherited(new, mode, false)?;
         let made = self.union.create(&new.caller, new.parent, new.name, mode, flags);
         let (attr, fh): (Attr, Fh) = if resent(new.unique) && is(&made, Errno::EXIST) {
             let attr = self.looked_up(new.parent, new.name)?.ok_or(Error::Refused(Errno::STALE))?;
             (attr, self.union.open(attr.ino, flags)?)
         } else {
             made?
-        };
-        let attr = match self.inherit(Ok(attr), acl) {
-            Ok(attr) => attr,
-            Err(error) => {
-                self.union.release(fh);
-                return Err(error);
-            }
         };
         Ok((attr, self.enter_file(new.unique, attr.ino, flags, fh)?))
     }
@@ -190,17 +180,5 @@ impl Serving {
             None => None,
         };
         self.union.setattr(ino, fh.and_then(|fh| self.opened(fh)), set)
-    }
-
-    fn inherited(&self, new: &New<'_>, mode: u32, dir: bool) -> Result<(u32, Option<super::acl::Inherited>)> {
-        super::acl::inherit(&self.union, new.parent, mode, new.caller.umask, dir)
-    }
-
-    /// Gives a new inode the ACLs it inherits.
-    fn inherit(&self, made: Result<Attr>, acl: Option<super::acl::Inherited>) -> Result<Attr> {
-        let attr = made?;
-        let Some(acl) = acl else { return Ok(attr) };
-        acl.give(&self.union, attr.ino)?;
-        self.union.getattr(attr.ino, None)
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat, makedev};
 use rustix::io::Errno;
 
+use super::acl;
 use super::lookup::{Seen, number};
 use super::nodes::Node;
 use super::{Union, valid_name};
@@ -38,8 +39,8 @@ struct Target<'a> {
     mode: u32,
     /// Whether a whiteout is in the place.
     whiteout: bool,
-    /// Whether the disk makes the attributes right by itself: its default ACL is inherited by what is made in place alone.
-    acl: bool,
+    /// The directory's default ACL. The disk has it inherited by what is made in place alone.
+    acl: Option<Vec<u8>>,
 }
 
 impl Union {
@@ -126,9 +127,9 @@ impl Union {
     ) -> Result<Target<'a>> {
         let dir_stat = rustix::fs::fstat(&dir)?;
         let inherits = dir_stat.st_mode & libc::S_ISGID != 0;
-        let acl = Spot::Fd(Arc::clone(&dir)).xattr(b"system.posix_acl_default").unwrap_or_default().is_some();
+        let acl = Spot::Fd(Arc::clone(&dir)).xattr(acl::DEFAULT).unwrap_or_default();
         let mut mode = mode & 0o7777;
-        if !acl {
+        if acl.is_none() {
             mode &= !caller.umask;
         }
         if inherits && matches!(new, New::Dir) {
@@ -153,7 +154,7 @@ impl Union {
             }
             _ => true,
         };
-        plain && bits && (target.owner == given || target.acl)
+        plain && bits && (target.owner == given || target.acl.is_some())
     }
 
     fn make_aside(&self, target: &Target<'_>, new: New<'_>) -> Result<Option<File>> {
@@ -194,7 +195,10 @@ impl Union {
         }
         made.chown(Some(target.owner.0), Some(target.owner.1))?;
         if !matches!(new, New::Symlink(_)) {
-            made.chmod(target.mode)?;
+            match &target.acl {
+                Some(default) => acl::inherit(made, default, target.mode, matches!(new, New::Dir))?,
+                None => made.chmod(target.mode)?,
+            }
         }
         match new {
             New::Dir if target.whiteout => upper.format.set(made, Mark::Opaque, b"y")?,
@@ -241,7 +245,7 @@ fn make_in_place(target: &Target<'_>, new: New<'_>) -> Result<Option<File>, Errn
         New::Node(kind, rdev) => rustix::fs::mknodat(&target.dir, target.name, kind, mode, device(rdev))?,
         New::ZeroDevice => return Err(Errno::INVAL),
     }
-    if target.acl {
+    if target.acl.is_some() {
         Spot::at(&target.dir, target.name).chown(Some(target.owner.0), Some(target.owner.1))?;
     }
     Ok(file)

@@ -84,24 +84,28 @@ fn a_default_acl_is_inherited_instead_of_the_umask() {
     }
     let place = Place::new();
     open_to_all(&place);
+    for dir in ["lower/plain", "lower/acl"] {
+        fs::create_dir(place.path(dir)).unwrap();
+        fs::write(place.path(dir).join("below"), "below").unwrap();
+    }
     let mut server = place.mount("");
-    fs::create_dir(place.mnt("plain")).unwrap();
-    fs::create_dir(place.mnt("acl")).unwrap();
     let default = acl(&[(1, 7, NONE), (2, 7, 65534), (4, 5, NONE), (0x10, 7, NONE), (0x20, 0, NONE)]);
     let name = "system.posix_acl_default";
     match rustix::fs::setxattr(place.mnt("acl"), name, &default, XattrFlags::empty()) {
         Err(rustix::io::Errno::OPNOTSUPP) => return eprintln!("ACLs are not tested: the disk has none"),
         result => result.unwrap(),
     }
-    let make = "umask 027; for dir in plain acl; do touch $dir/file; mkdir $dir/dir; done";
+    // Also over a name that a lower directory has, where the new inode is made aside.
+    let make = "umask 027; for dir in plain acl; do touch $dir/file; mkdir $dir/dir; done
+        for dir in plain acl; do rm $dir/below; touch $dir/below; done";
     assert!(Command::new("sh").args(["-c", make]).current_dir(place.path("mnt")).status().unwrap().success());
     let mode = |name: &str| fs::metadata(place.mnt(name)).unwrap().mode() & 0o7777;
-    assert_eq!(["plain/file", "plain/dir"].map(mode), [0o640, 0o750]);
-    assert_eq!(["acl/file", "acl/dir"].map(mode), [0o660, 0o770]);
+    assert_eq!(["plain/file", "plain/dir", "plain/below"].map(mode), [0o640, 0o750, 0o640]);
+    assert_eq!(["acl/file", "acl/dir", "acl/below"].map(mode), [0o660, 0o770, 0o660]);
     let mut value = [0; 64];
     let length = rustix::fs::getxattr(place.mnt("acl/dir"), name, &mut value[..]).unwrap();
     assert_eq!(value[..length], default);
-    assert!(as_nobody(&place, "echo x >> acl/file"));
+    assert!(as_nobody(&place, "echo x >> acl/file; echo x >> acl/below"));
     assert!(!as_nobody(&place, "(echo x >> plain/file) 2>/dev/null"));
     assert_eq!(server.order("unmount"), "unmounted");
 }

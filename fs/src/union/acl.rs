@@ -1,16 +1,15 @@
-//! What a new inode inherits from its directory's default ACL (acl(5), "object creation and default ACLs").
+//! What a new inode inherits from its directory's default ACL (acl(5), "object creation and default ACLs"), where the
+//! disk does not see to it: an inode that is made aside and renamed into the directory.
 //!
-//! A disk does this when the file is made in the directory; a union makes it elsewhere first. ACLs have the form in
-//! which Linux keeps them in extended attributes: a version (u32, 2) and entries of tag (u16), permissions (u16) and
-//! id (u32).
+//! ACLs have the form in which Linux keeps them in extended attributes: a version (u32, 2) and entries of tag (u16),
+//! permissions (u16) and id (u32).
 
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
-use crate::inode::Ino;
-use crate::union::Union;
+use crate::upper::Spot;
 
-const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 const ACCESS: &[u8] = b"system.posix_acl_access";
 
 const HEADER: usize = 4;
@@ -21,43 +20,19 @@ const GROUP_OBJ: u16 = 0x04;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// ACLs to be given to a new inode.
-#[derive(Debug)]
-pub(super) struct Inherited {
-    access: Option<Vec<u8>>,
-    default: Option<Vec<u8>>,
-}
-
-/// The mode of a new inode in `parent`, and the ACLs it inherits. Without any the umask counts.
-pub(super) fn inherit(
-    union: &Union,
-    parent: Ino,
-    mode: u32,
-    umask: u32,
-    dir: bool,
-) -> Result<(u32, Option<Inherited>)> {
-    let acl = match union.getxattr(parent, DEFAULT) {
-        Ok(acl) => acl,
-        Err(error) if matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => return Ok((mode & !umask, None)),
-        Err(error) => return Err(error),
-    };
-    let mut access = acl.clone();
-    let mode = restrict(&mut access, mode).ok_or(Error::Refused(Errno::IO))?;
+/// Gives a new inode of `mode` what it inherits from `default`, its permissions included.
+pub(super) fn inherit(spot: &Spot, default: &[u8], mode: u32, dir: bool) -> Result<(), Errno> {
+    let mut access = default.to_vec();
+    let mode = restrict(&mut access, mode).ok_or(Errno::IO)?;
+    spot.chmod(mode)?;
     // Three entries say no more than the mode does.
-    let access = (access.len() > HEADER + 3 * ENTRY).then_some(access);
-    Ok((mode, Some(Inherited { access, default: dir.then_some(acl) })))
-}
-
-impl Inherited {
-    pub(super) fn give(&self, union: &Union, ino: Ino) -> Result<()> {
-        if let Some(access) = &self.access {
-            union.setxattr(ino, ACCESS, access, 0)?;
-        }
-        if let Some(default) = &self.default {
-            union.setxattr(ino, DEFAULT, default, 0)?;
-        }
-        Ok(())
+    if access.len() > HEADER + 3 * ENTRY {
+        spot.set_xattr(ACCESS, &access, XattrFlags::empty())?;
     }
+    if dir {
+        spot.set_xattr(DEFAULT, default, XattrFlags::empty())?;
+    }
+    Ok(())
 }
 
 /// Takes from an ACL what `mode` does not allow, and from `mode` what the ACL does not: owner, others, and the mask or
