@@ -2,10 +2,11 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "containerd/services/snapshots/v1/snapshots.proto",
     "containerd/services/diff/v1/diff.proto",
     "containerd/services/content/v1/content.proto",
+    "containerd/services/leases/v1/leases.proto",
     "grpc/health/v1/health.proto",
     "mica/v1/admin.proto",
 ];

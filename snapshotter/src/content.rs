@@ -7,8 +7,10 @@ mod layer;
 mod read;
 mod write;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -18,10 +20,15 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
 use crate::grpc::proto::containerd::services::content::v1::content_client::ContentClient;
+use crate::grpc::proto::containerd::services::leases::v1::CreateRequest;
+use crate::grpc::proto::containerd::services::leases::v1::leases_client::LeasesClient;
 
 pub use layer::{Encoding, LayerBlob, LayerWriter};
 pub use read::BlobReader;
 pub use write::BlobWriter;
+
+/// How long a lease of our own lasts.
+const LEASE: Duration = Duration::from_secs(3600);
 
 /// Longest wait for one answer of the content store.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
@@ -29,22 +36,39 @@ pub(crate) const STALL: Duration = Duration::from_secs(60);
 /// On whose behalf blobs are read and written: what containerd's requests carry in their metadata.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
-    values: Vec<(&'static str, MetadataValue<Ascii>)>,
+    namespace: Option<MetadataValue<Ascii>>,
+    lease: Option<MetadataValue<Ascii>>,
 }
 
 impl Caller {
-    const KEYS: [&'static str; 2] = ["containerd-namespace", "containerd-lease"];
+    const NAMESPACE: &'static str = "containerd-namespace";
+    const LEASE: &'static str = "containerd-lease";
 
     /// The caller of a request.
     pub fn of(metadata: &MetadataMap) -> Caller {
-        let values = Caller::KEYS.iter().filter_map(|key| Some((*key, metadata.get(*key)?.clone()))).collect();
-        Caller { values }
+        let get = |name: &str| metadata.get(name).cloned();
+        Caller { namespace: get(Caller::NAMESPACE), lease: get(Caller::LEASE) }
+    }
+
+    /// The same, with the namespace of a snapshot if the request had none: containerd leaves it out when it asks a
+    /// differ (its issue 12328), but begins the keys of snapshots with it: `<namespace>/<number>/<key>`.
+    #[must_use]
+    pub fn or_of_snapshot(mut self, key: &str) -> Caller {
+        if self.namespace.is_none()
+            && let [namespace, number, _] = key.splitn(3, '/').collect::<Vec<_>>()[..]
+            && number.parse::<u64>().is_ok()
+        {
+            self.namespace = namespace.parse().ok();
+        }
+        self
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        for (key, value) in &self.values {
-            request.metadata_mut().insert(*key, value.clone());
+        for (name, value) in [(Caller::NAMESPACE, &self.namespace), (Caller::LEASE, &self.lease)] {
+            if let Some(value) = value {
+                request.metadata_mut().insert(name, value.clone());
+            }
         }
         request
     }
@@ -63,7 +87,8 @@ impl Interest {
         Interest { held: watch::Sender::new(()) }
     }
 
-    fn watch(&self) -> Watch {
+    /// The other end.
+    pub fn watch(&self) -> Watch {
         Watch { held: self.held.subscribe() }
     }
 }
@@ -76,7 +101,7 @@ impl Default for Interest {
 
 /// The other end of an [`Interest`].
 #[derive(Clone, Debug)]
-struct Watch {
+pub struct Watch {
     held: watch::Receiver<()>,
 }
 
@@ -94,23 +119,46 @@ impl Watch {
 #[derive(Clone, Debug)]
 pub struct ContentStore {
     client: ContentClient<Channel>,
+    leases: LeasesClient<Channel>,
     socket: PathBuf,
 }
 
 impl ContentStore {
     /// The content store of the containerd that listens on this socket. Needs a tokio runtime.
     pub fn at(socket: PathBuf) -> ContentStore {
-        ContentStore { client: ContentClient::new(channel(socket.clone())), socket }
+        let channel = channel(socket.clone());
+        ContentStore { client: ContentClient::new(channel.clone()), leases: LeasesClient::new(channel), socket }
     }
 
     /// A blob to be read. Nothing is asked before its first byte is wanted.
-    pub fn read(&self, caller: &Caller, interest: &Interest, digest: &str, bytes: u64) -> BlobReader {
-        BlobReader::new(self.clone(), caller.clone(), interest.watch(), digest.to_owned(), bytes)
+    pub fn read(&self, caller: Caller, interest: Watch, digest: String, bytes: u64) -> BlobReader {
+        BlobReader::new(self.clone(), caller, interest, digest, bytes)
     }
 
     /// A blob to be written under the name `reference`. Nothing is sent before its first byte is there.
-    pub fn write(&self, caller: &Caller, interest: &Interest, reference: &str) -> BlobWriter {
-        BlobWriter::new(self.clone(), caller.clone(), interest.watch(), reference.to_owned())
+    pub fn write(&self, caller: Caller, interest: Watch, reference: String) -> BlobWriter {
+        BlobWriter::new(self.clone(), caller, interest, reference)
+    }
+
+    /// The caller with a lease, which keeps what is written from containerd's collections until somebody refers to it.
+    /// One of our own, for a while, if the request had none: containerd leaves its caller's out as well.
+    async fn leased(&self, mut caller: Caller) -> Caller {
+        if caller.lease.is_some() {
+            return caller;
+        }
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let now = SystemTime::now();
+        let nanos = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos());
+        let id = format!("mica-{nanos}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let expires = prost_types::Timestamp::from(now + LEASE).to_string();
+        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires)]);
+        let request = caller.request(CreateRequest { id: id.clone(), labels });
+        match tokio::time::timeout(STALL, self.leases.clone().create(request)).await {
+            Ok(Ok(_)) => caller.lease = id.parse().ok(),
+            Ok(Err(status)) => tracing::warn!(%status, "there is no lease on what is written"),
+            Err(_) => tracing::warn!("there is no lease on what is written: no answer"),
+        }
+        caller
     }
 
     fn explain(&self, action: &str, status: &Status) -> String {
@@ -127,4 +175,26 @@ pub(crate) fn channel(socket: PathBuf) -> Channel {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn namespace(caller: &Caller) -> Option<&str> {
+        caller.namespace.as_ref().map(|value| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn namespace_comes_from_the_request_or_else_from_the_key() {
+        let key = "k8s.io/42/extract-1 sha256:ab/cd";
+        assert_eq!(namespace(&Caller::default().or_of_snapshot(key)), Some("k8s.io"));
+        let mut metadata = MetadataMap::new();
+        metadata.insert(Caller::NAMESPACE, "mine".parse().unwrap());
+        assert_eq!(namespace(&Caller::of(&metadata).or_of_snapshot(key)), Some("mine"));
+        for key in ["", "key", "a/b", "a/b/c", "buildkit/key/1"] {
+            assert_eq!(namespace(&Caller::default().or_of_snapshot(key)), None, "{key}");
+        }
+    }
 }

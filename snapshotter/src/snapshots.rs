@@ -253,6 +253,11 @@ impl Snapshots {
         self.core.unmount_all(ENDING)
     }
 
+    /// The key of the snapshot that `mounts` are of. `None` if they are not of one.
+    pub fn key_of(&self, mounts: &[Mount]) -> Result<Option<String>> {
+        Ok(self.core.snapshot_of(mounts)?.map(|(key, _)| key))
+    }
+
     /// Takes in a layer as the contents of the active snapshot that `mounts` are of. `None` if they are not of one, or
     /// if the layer has to go through the mount.
     pub fn apply(&self, mounts: &[Mount], layer: Incoming) -> Result<Option<Applied>> {

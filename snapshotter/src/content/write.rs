@@ -135,6 +135,7 @@ async fn run(
     orders: mpsc::Receiver<Order>,
     tell: oneshot::Sender<Result<(), Status>>,
 ) {
+    let caller = store.leased(caller).await;
     let outcome = match Exchange::begin(&store, &caller, &reference).await {
         Ok(exchange) => interest.during(send(&store, &caller, exchange, orders)).await,
         Err(status) => {

@@ -44,16 +44,17 @@ impl diff_server::Diff for DiffService {
         let diff = diff.ok_or_else(|| Status::invalid_argument("diff is missing"))?;
         let size = u64::try_from(diff.size)
             .map_err(|_| Status::invalid_argument(format!("diff {} has the size {}", diff.digest, diff.size)))?;
+        let blob = blob_digest(&diff.digest)?;
         let interest = Interest::new();
-        let layer = Incoming {
-            blob: blob_digest(&diff.digest)?,
-            reader: Box::new(self.content.read(&caller, &interest, &diff.digest, size)),
-            media_type: diff.media_type,
-            size,
-            diff_id: None,
+        let watch = interest.watch();
+        let (snapshots, content, mounts) = (Arc::clone(&self.snapshots), self.content.clone(), mounts_from(mounts));
+        let call = move || {
+            let Some(key) = snapshots.key_of(&mounts)? else { return Ok(None) };
+            let reader = Box::new(content.read(caller.or_of_snapshot(&key), watch, diff.digest, size));
+            snapshots.apply(&mounts, Incoming { reader, media_type: diff.media_type, blob, size, diff_id: None })
         };
-        let (snapshots, mounts) = (Arc::clone(&self.snapshots), mounts_from(mounts));
-        let applied = self.work.run("apply", LONG, move || snapshots.apply(&mounts, layer)).await?;
+        let applied = self.work.run("apply", LONG, call).await?;
+        drop(interest);
         let applied = applied.ok_or_else(|| Status::unimplemented("these mounts or this layer are not Mica's"))?;
         Ok(Response::new(api::ApplyResponse {
             applied: Some(descriptor(PLAIN.to_owned(), applied.diff_id.to_string(), applied.size)),
@@ -71,18 +72,19 @@ impl diff_server::Diff for DiffService {
             .ok_or_else(|| Status::unimplemented(format!("layers of media type {media_type} are not made")))?;
         let reference = if r#ref.is_empty() { unique_reference() } else { r#ref };
         let interest = Interest::new();
-        let blob = self.content.write(&caller, &interest, &reference);
-        let (snapshots, left, right) = (Arc::clone(&self.snapshots), mounts_from(left), mounts_from(right));
-        let made = self
-            .work
-            .run("diff", LONG, move || {
-                let to_content_store = || format!("send the layer {reference}");
-                let mut layer = LayerWriter::new(blob, encoding).map_err(Error::io(to_content_store()))?;
-                let Some(()) = snapshots.diff(&left, &right, &mut layer)? else { return Ok(None) };
-                let labels: HashMap<String, String> = labels;
-                layer.finish(labels).map(Some).map_err(Error::io(to_content_store()))
-            })
-            .await?;
+        let watch = interest.watch();
+        let (snapshots, content) = (Arc::clone(&self.snapshots), self.content.clone());
+        let (left, right) = (mounts_from(left), mounts_from(right));
+        let call = move || {
+            let Some(key) = snapshots.key_of(&right)? else { return Ok(None) };
+            let to_content_store = || format!("send the layer {reference}");
+            let blob = content.write(caller.or_of_snapshot(&key), watch, reference.clone());
+            let mut layer = LayerWriter::new(blob, encoding).map_err(Error::io(to_content_store()))?;
+            let Some(()) = snapshots.diff(&left, &right, &mut layer)? else { return Ok(None) };
+            layer.finish(labels).map(Some).map_err(Error::io(to_content_store()))
+        };
+        let made = self.work.run("diff", LONG, call).await?;
+        drop(interest);
         let made = made.ok_or_else(|| Status::unimplemented("these mounts are not Mica's"))?;
         Ok(Response::new(api::DiffResponse { diff: Some(descriptor(media_type, made.digest.to_string(), made.bytes)) }))
     }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use mica_layerdb::Digest;
 use mica_snapshotter::grpc::proto::containerd::services::content::v1::content_server::{Content, ContentServer};
 use mica_snapshotter::grpc::proto::containerd::services::content::v1::*;
+use mica_snapshotter::grpc::proto::containerd::services::leases::v1::leases_server::{Leases, LeasesServer};
+use mica_snapshotter::grpc::proto::containerd::services::leases::v1::{CreateRequest, CreateResponse, Lease};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::metadata::MetadataMap;
@@ -30,6 +32,8 @@ pub struct Held {
     pub torn: Vec<String>,
     /// Digests whose bytes never stop.
     pub endless: Vec<String>,
+    /// Leases and when they expire.
+    pub leases: HashMap<String, String>,
     /// References that somebody else writes.
     pub locked: Vec<String>,
 }
@@ -46,6 +50,7 @@ impl FakeContent {
         let content = FakeContent::default();
         let incoming = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
         let server = tonic::transport::Server::builder().add_service(ContentServer::new(content.clone()));
+        let server = server.add_service(LeasesServer::new(content.clone()));
         tokio::spawn(server.serve_with_incoming(incoming));
         content
     }
@@ -154,6 +159,10 @@ impl Content for FakeContent {
         request: Request<Streaming<WriteContentRequest>>,
     ) -> Result<Response<Self::WriteStream>, Status> {
         named(request.metadata())?;
+        let lease = request.metadata().get("containerd-lease").map(|lease| lease.to_str().unwrap().to_owned());
+        if !lease.is_some_and(|lease| self.held.lock().unwrap().leases.contains_key(&lease)) {
+            return Err(Status::failed_precondition("what is written would be collected"));
+        }
         let mut requests = request.into_inner();
         let (answers, receiver) = tokio::sync::mpsc::channel(1);
         let content = self.clone();
@@ -220,6 +229,16 @@ struct Reading(FakeContent);
 impl Drop for Reading {
     fn drop(&mut self) {
         self.0.held.lock().unwrap().reading -= 1;
+    }
+}
+
+#[tonic::async_trait]
+impl Leases for FakeContent {
+    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateResponse>, Status> {
+        named(request.metadata())?;
+        let CreateRequest { id, labels } = request.into_inner();
+        self.held.lock().unwrap().leases.insert(id.clone(), labels["containerd.io/gc.expire"].clone());
+        Ok(Response::new(CreateResponse { lease: Some(Lease { id, labels, created_at: None }) }))
     }
 }
 

@@ -23,10 +23,14 @@ fn serve() -> (Serving, FakeContent) {
     (serving, content)
 }
 
+/// As containerd asks: without namespace and lease. They are known from the snapshots' keys.
 fn asked<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().unwrap());
-    request
+    Request::new(message)
+}
+
+/// A key as containerd makes them.
+fn key(name: &str) -> String {
+    format!("{NAMESPACE}/1/{name}")
 }
 
 fn layer(media_type: &str, digest: &str, size: usize) -> Descriptor {
@@ -59,12 +63,12 @@ async fn apply_takes_a_layer_from_the_content_store() {
     let blob = gzip(&plain);
     let digest = content.add(blob.clone());
     let client = &mut serving.snapshots();
-    let mounts = prepare(client, "extract-1 sha256:x", "").await.unwrap();
+    let mounts = prepare(client, &key("extract-1 sha256:x"), "").await.unwrap();
     let applied = apply(&serving, layer(GZIP, &digest, blob.len()), mounts).await.unwrap();
     assert_eq!(applied.media_type, PLAIN);
     assert_eq!(applied.digest, Digest::of(&plain).to_string());
     assert_eq!(applied.size, plain.len() as i64);
-    commit(client, "chain", "extract-1 sha256:x", "").await.unwrap();
+    commit(client, "chain", &key("extract-1 sha256:x"), "").await.unwrap();
     let usage = UsageRequest { key: "chain".into(), ..UsageRequest::default() };
     assert!(client.usage(usage).await.unwrap().into_inner().size >= 300_000);
     prepare(client, "container", "chain").await.unwrap();
@@ -75,7 +79,7 @@ async fn apply_of_what_is_not_ours_is_unimplemented_and_reads_nothing() {
     let (serving, content) = serve();
     let blob = gzip(&sample());
     let digest = content.add(blob.clone());
-    let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
+    let mounts = prepare(&mut serving.snapshots(), &key("key"), "").await.unwrap();
     let foreign = Mount { r#type: "overlay".into(), source: "overlay".into(), ..Mount::default() };
     for (media_type, mounts) in [
         (GZIP, vec![]),
@@ -94,7 +98,7 @@ async fn apply_of_what_is_not_ours_is_unimplemented_and_reads_nothing() {
 async fn apply_of_bad_layers_names_them_and_leaves_the_snapshot_usable() {
     let (serving, content) = serve();
     let client = &mut serving.snapshots();
-    let mounts = prepare(client, "key", "").await.unwrap();
+    let mounts = prepare(client, &key("key"), "").await.unwrap();
     let blob = gzip(&sample());
     let good = content.add(blob.clone());
     let truncated = content.add(blob[..blob.len() / 2].to_vec());
@@ -124,7 +128,7 @@ async fn apply_of_bad_layers_names_them_and_leaves_the_snapshot_usable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn apply_of_a_blob_that_ends_early_fails_by_name() {
     let (serving, content) = serve();
-    let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
+    let mounts = prepare(&mut serving.snapshots(), &key("key"), "").await.unwrap();
     let plain = sample();
     let digest = content.add(plain.clone());
     content.held.lock().unwrap().torn.push(digest.clone());
@@ -137,7 +141,7 @@ async fn apply_of_a_blob_that_ends_early_fails_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn apply_ends_when_its_client_goes_away() {
     let (serving, content) = serve();
-    let mounts = prepare(&mut serving.snapshots(), "key", "").await.unwrap();
+    let mounts = prepare(&mut serving.snapshots(), &key("key"), "").await.unwrap();
     let digest = content.add(vec![0x5a; 4096]);
     content.held.lock().unwrap().endless.push(digest.clone());
     // Zeros: a tar that ends at once, and a tail that never does.
@@ -159,8 +163,8 @@ async fn changed(serving: &Serving) -> (Vec<Mount>, Vec<Mount>) {
     let client = &mut serving.snapshots();
     prepare(client, "seed", "").await.unwrap();
     commit(client, "base", "seed", "").await.unwrap();
-    let left = prepare(client, "left", "base").await.unwrap();
-    let right = prepare(client, "right", "base").await.unwrap();
+    let left = prepare(client, &key("left"), "base").await.unwrap();
+    let right = prepare(client, &key("right"), "base").await.unwrap();
     let number = right[0].source.rsplit('/').next().unwrap().to_owned();
     let upper = serving.config.root.join("snapshots").join(number).join("upper");
     std::fs::write(upper.join("changed"), "new text").unwrap();
@@ -177,6 +181,8 @@ async fn diff_writes_a_compressed_layer_with_its_labels() {
 
     let made = diff(&serving, request.clone()).await.unwrap();
     assert_eq!(made.media_type, GZIP);
+    let leases: Vec<String> = content.held.lock().unwrap().leases.values().cloned().collect();
+    assert!(leases.len() == 1 && leases[0].ends_with('Z'), "{leases:?}");
     let (blob, labels) = content.blob(&made.digest);
     assert_eq!(made.size, blob.len() as i64);
     let mut unpacked = Vec::new();
