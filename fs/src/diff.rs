@@ -345,9 +345,6 @@ impl Diff<'_> {
         names.sort();
         let mut shown = Vec::new();
         for stored in names {
-            if stored.strip_prefix(format.prefix().as_bytes()) == Some(b"overlay.metacopy") {
-                return Err(self.refused("its contents are in the lower (metacopy)", Errno::OPNOTSUPP));
-            }
             if let Some(name) = format.shown_name(&stored)
                 && let Some(value) = spot.xattr(&stored)?
             {

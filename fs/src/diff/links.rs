@@ -12,7 +12,6 @@ use super::tar::{Head, Kind};
 use super::{Diff, head};
 use crate::error::Result;
 use crate::inode::Ino;
-use crate::lower::Lower;
 use crate::upper::{DIRECTORY, Found, Spot};
 
 /// A lower file that was told.

@@ -10,6 +10,7 @@
 mod layer;
 mod marks;
 mod merge;
+mod metacopy;
 mod number;
 mod resolve;
 #[cfg(test)]
@@ -331,8 +332,12 @@ impl Lower for DirsLower {
         let node = self.node(ino)?;
         match node.kind {
             FileKind::Regular => {
-                let file = Arc::new(self.layers.file(&node.home, &node.name)?);
-                Ok(LowerFile::File { file, sealed: false })
+                let beside = || match &self.node(node.parent)?.dir {
+                    Some(dir) => self.parts(dir),
+                    None => Err(Error::Stale { ino: node.parent }),
+                };
+                let file = metacopy::open(&self.layers, self.format, &node.home, &node.name, beside)?;
+                Ok(LowerFile::File { file: Arc::new(file), sealed: false })
             }
             FileKind::Directory => Err(Errno::ISDIR.into()),
             _ => Err(Errno::NXIO.into()),

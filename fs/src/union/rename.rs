@@ -170,7 +170,11 @@ impl Union {
                         path.push(b'/');
                         path.extend_from_slice(&name);
                     }
-                    upper.format.set(&source.spot, Mark::Redirect, &path)?;
+                    upper.format.set(&source.spot, Mark::Redirect, &path).map_err(|errno| match errno {
+                        // More than an attribute of this disk holds: the program has to copy, as between disks.
+                        Errno::NOSPC | Errno::TOOBIG | Errno::RANGE if path.len() >= 1024 => Errno::XDEV,
+                        errno => errno,
+                    })?;
                 }
                 None if !source.marks.opaque && self.see_lower(to.dir, to.name)?.is_some_and(|attr| attr.is_dir()) => {
                     upper.format.set(&source.spot, Mark::Opaque, b"y")?;

@@ -37,6 +37,8 @@ pub(crate) struct Marks {
     pub(crate) redirect: Option<Vec<u8>>,
     pub(crate) origin: Option<Ino>,
     pub(crate) device: bool,
+    /// The contents are in the lower (kernel overlayfs with `metacopy=on`), which a union's upper does not do.
+    pub(crate) metacopy: bool,
 }
 
 /// What a name of an upper directory stands for.
@@ -120,6 +122,11 @@ impl Format {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(errno),
         };
+        if marks.metacopy {
+            let name = spot.path().0;
+            tracing::error!(name = %name.escape_ascii(), "the upper has a file without its contents (metacopy=on)");
+            return Err(Errno::IO);
+        }
         let hidden = marks.whiteout && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         Ok(Some(if hidden && stat.st_size == 0 { Found::Whiteout } else { Found::Entry(stat, marks) }))
     }
@@ -134,6 +141,7 @@ impl Format {
                 Some(b"overlay.whiteout") => marks.whiteout = true,
                 Some(b"overlay.redirect") => marks.redirect = spot.xattr(&name)?,
                 Some(b"mica.device") => marks.device = true,
+                Some(b"overlay.metacopy") => marks.metacopy = true,
                 Some(b"mica.origin") => {
                     let value = spot.xattr(&name)?.and_then(|value| value.try_into().ok());
                     marks.origin = value.map(u64::from_le_bytes).filter(|&ino| ino != 0).map(Ino);

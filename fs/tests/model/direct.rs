@@ -236,7 +236,7 @@ impl Subject for Direct {
             (Format::Trusted, false) => &["user.one", "user.two", "trusted.overlay.opaque"],
             (Format::Trusted, true) => &["user.one", "user.two", "trusted.overlay.opaque", "trusted.mica.origin"],
         };
-        Abilities { zero_devices: dirs, xattrs, sockets: dirs }
+        Abilities { zero_devices: dirs, xattrs, sockets: dirs, long_paths: true }
     }
 
     fn apply(&mut self, action: &Action) -> Result<(), Errno> {

@@ -21,7 +21,7 @@ use world::World;
 /// A lower, made by steps of its own.
 fn base(steps: &[Step]) -> (TempDir, Model) {
     let mut model = Model::default();
-    let can = Abilities { zero_devices: false, xattrs: steps::XATTRS, sockets: false };
+    let can = Abilities { zero_devices: false, xattrs: steps::XATTRS, sockets: false, long_paths: true };
     for step in steps {
         if let Some(action) = action(step, &model, can) {
             // What is refused is no step.

@@ -6,7 +6,8 @@ use rustix::fs::{RenameFlags, makedev};
 
 use super::reference::{Action, Body, Model, Name, Path};
 
-const NAMES: [&[u8]; 6] = [b"aaa", b"bbb", b"ccc", b"ddd", b"z\xff!", b"\xc3\xbcx"];
+/// The last is so long that no mark fits on top of it, nor two of them in a redirect of overlayfs.
+const NAMES: [&[u8]; 7] = [b"aaa", b"bbb", b"ccc", b"ddd", b"z\xff!", b"\xc3\xbcx", &[b'n'; 254]];
 /// Attributes that every filesystem takes.
 pub const XATTRS: &[&str] = &["user.one", "user.two"];
 
@@ -83,14 +84,17 @@ pub struct Abilities {
     pub xattrs: &'static [&'static str],
     /// Sockets.
     pub sockets: bool,
+    /// Directories with long paths that move.
+    pub long_paths: bool,
 }
 
 fn pick<T: Clone>(from: &[T], at: usize) -> Option<T> {
     (!from.is_empty()).then(|| from[at % from.len()].clone())
 }
 
-fn name(at: usize) -> Name {
-    NAMES[at % NAMES.len()].to_vec()
+fn name(at: usize, can: Abilities) -> Name {
+    let names = if can.long_paths { &NAMES[..] } else { &NAMES[..NAMES.len() - 1] };
+    names[at % names.len()].to_vec()
 }
 
 /// Bytes that tell where they were written.
@@ -111,7 +115,7 @@ pub fn action(step: &Step, model: &Model, can: Abilities) -> Option<Action> {
     let plain = of(|body| matches!(body, Body::File(_) | Body::Dir(_)));
     let no_links = of(|body| !matches!(body, Body::Symlink(_)));
     let any: Vec<Path> = all.iter().map(|(path, _)| path.clone()).collect();
-    let below = |dir: usize, at: usize| Some([pick(&dirs, dir)?, vec![name(at)]].concat());
+    let below = |dir: usize, at: usize| Some([pick(&dirs, dir)?, vec![name(at, can)]].concat());
     Some(match *step {
         Step::Mkdir(dir, at) => Action::Mkdir(below(dir, at)?, 0o755),
         Step::Create(dir, at, mode) => Action::Create(below(dir, at)?, u32::from(mode)),

@@ -38,7 +38,7 @@ fn place(steps: &[Step], can: Abilities) -> (Place, Model) {
     (Place::new(dir), model)
 }
 
-const PLAIN: Abilities = Abilities { zero_devices: false, xattrs: mounts::PLAIN, sockets: true };
+const PLAIN: Abilities = Abilities { zero_devices: false, xattrs: mounts::PLAIN, sockets: true, long_paths: false };
 
 /// Whether the process may mount. Without, there is nothing to be tested here; `model` tests the union itself.
 fn may_mount() -> bool {
@@ -46,6 +46,8 @@ fn may_mount() -> bool {
     if !may {
         eprintln!("not root: mounts are not tested");
     }
+    // Modes are what the steps say.
+    rustix::process::umask(rustix::fs::Mode::empty());
     may
 }
 
@@ -123,7 +125,7 @@ struct Alike(Mica);
 
 impl Mount for Alike {
     fn abilities(&self) -> Abilities {
-        Abilities { zero_devices: false, xattrs: &["user.one", "trusted.overlay.x"], sockets: true }
+        Abilities { zero_devices: false, xattrs: &["user.one", "trusted.overlay.x"], sockets: true, long_paths: false }
     }
 
     fn root(&self) -> std::path::PathBuf {

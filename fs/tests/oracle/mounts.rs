@@ -132,7 +132,12 @@ fn unmount(root: &Path) {
 impl Mount for Kernel {
     fn abilities(&self) -> Abilities {
         // overlayfs lets nobody make a device 0:0, which is its whiteout.
-        Abilities { zero_devices: false, xattrs: &["user.one", "user.two", "trusted.overlay.x"], sockets: true }
+        Abilities {
+            zero_devices: false,
+            xattrs: &["user.one", "user.two", "trusted.overlay.x"],
+            sockets: true,
+            long_paths: false,
+        }
     }
 
     fn is_mark(&self, name: &[u8]) -> bool {
@@ -215,6 +220,7 @@ impl Mount for Mica {
             zero_devices: true,
             xattrs: &["user.one", "trusted.overlay.opaque", "trusted.mica.origin"],
             sockets: true,
+            long_paths: true,
         }
     }
 

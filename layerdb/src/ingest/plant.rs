@@ -358,7 +358,8 @@ fn split(path: &[u8]) -> Result<Vec<&[u8]>, String> {
             b"" | b"." => {}
             b".." => return Err("the name has a component '..'".into()),
             part if part.contains(&0) => return Err("the name contains NUL".into()),
-            part if part.len() > NAME_MAX => {
+            // The mark of a whiteout comes on top of the name that it hides.
+            part if part.strip_prefix(WHITEOUT).unwrap_or(part).len() > NAME_MAX => {
                 return Err(format!("a component of the name has {} bytes, over {NAME_MAX}", part.len()));
             }
             part => parts.push(part),

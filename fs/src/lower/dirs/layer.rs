@@ -179,7 +179,8 @@ impl Layers {
 pub(super) fn stat_at(dir: impl AsFd, name: &[u8]) -> Result<Option<Stat>> {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
         Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
+        // A name that is too long for the disk, as a mark may be, is not there either.
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
 }

@@ -9,16 +9,17 @@
 //! | `{trusted,user}.overlay.opaque` = `x`: the directory may hold deleted names of the next kind | kernel overlayfs |
 //! | `{trusted,user}.overlay.whiteout` on an empty file: the name is deleted | kernel overlayfs |
 //! | `{trusted,user}.overlay.redirect`: the directory's lower part has another place | kernel overlayfs, Mica |
+//! | `{trusted,user}.overlay.metacopy`: the file's contents are further below | kernel overlayfs |
 //!
-//! A redirect is believed in the format's own namespace alone: a user attribute that anybody may have set must not make
-//! other directories appear.
+//! The last two are believed in the format's own namespace alone: a user attribute that anybody may have set must not make
+//! other files appear.
 
 use std::sync::Arc;
 
 use rustix::fs::Stat;
 
 use super::layer::{Layers, Name, Real, Xattrs, stat_at};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inode::FileKind;
 use crate::lower::Format;
 
@@ -125,15 +126,26 @@ impl Marks {
             }
         }
         marks.opaque = marks.opaque || stat_at(&*layers.dir(dir)?, OPAQUE_FILE)?.is_some();
-        let redirect = redirect_xattr(format);
-        if !marks.opaque
-            && names.iter().any(|name| name == redirect)
-            && let Some(value) = xattrs.get(redirect)?
-        {
-            let parsed = parse_redirect(&value);
-            marks.redirect = Some(parsed.ok_or_else(|| layers.damaged(dir, "its redirect names no place"))?);
+        if !marks.opaque && names.iter().any(|name| name == redirect_xattr(format)) {
+            marks.redirect = redirect(&xattrs, format, || layers.damaged(dir, "its redirect names no place"))?;
         }
         Ok(marks)
+    }
+}
+
+/// The redirect of a file; `bad` is what one is that leads nowhere.
+pub(super) fn redirect(xattrs: &Xattrs, format: Format, bad: impl FnOnce() -> Error) -> Result<Option<Redirect>> {
+    match xattrs.get(redirect_xattr(format))? {
+        Some(value) => parse_redirect(&value).map(Some).ok_or_else(bad),
+        None => Ok(None),
+    }
+}
+
+/// Says that a file's contents are further below.
+pub(super) fn metacopy_xattr(format: Format) -> &'static [u8] {
+    match format {
+        Format::Trusted => b"trusted.overlay.metacopy",
+        Format::User => b"user.overlay.metacopy",
     }
 }
 

@@ -249,6 +249,26 @@ fn absolute_redirect_leads_out_of_an_opaque_directory() {
 }
 
 #[test]
+fn contents_of_a_metadata_copy_are_found_below() {
+    let stack = Stack::of(4);
+    stack.file(3, "old/f", "contents").file(3, "old/g", "others");
+    stack.file(2, "old/f", "12345678").xattr(2, "old/f", "trusted.overlay.metacopy", "");
+    stack.dir(1, "d").xattr(1, "d", "trusted.overlay.redirect", "/old").whiteout(1, "old");
+    stack.file(0, "d/f", "87654321").xattr(0, "d/f", "trusted.overlay.metacopy", "");
+    stack.file(0, "moved", "123456").xattr(0, "moved", "trusted.overlay.metacopy", "").file(0, "lost", "1");
+    stack.xattr(0, "moved", "trusted.overlay.redirect", "/d/g").xattr(0, "lost", "trusted.overlay.metacopy", "");
+    let lower = stack.open();
+    for (path, contents) in [("d/f", "contents"), ("moved", "others")] {
+        let mut buffer = vec![0; contents.len()];
+        lower.open(find(&lower, path).ino).unwrap().read_at(0, &mut buffer).unwrap();
+        assert_eq!(buffer, contents.as_bytes(), "{path}");
+    }
+    let error = lower.open(find(&lower, "lost").ino).unwrap_err();
+    assert_eq!(error.errno(), Errno::IO);
+    assert!(error.to_string().contains("lost are in no layer below"), "{error}");
+}
+
+#[test]
 fn redirect_that_shows_a_directory_twice_is_damage() {
     let stack = Stack::of(2);
     stack.file(1, "a/sub/f", "1").dir(0, "a/b").xattr(0, "a/b", "trusted.overlay.redirect", "/a");
