@@ -100,12 +100,11 @@ fn interleave(
         for turn in 0..subjects.len() {
             let subject = &*subjects[(round + turn) % subjects.len()];
             for (what, took) in workload.measure(scene, image, subject)? {
-                let at = match rows.iter().position(|row| row.what == what) {
-                    Some(at) => at,
-                    None => {
-                        rows.push(Row::new(version.name(), what, &names));
-                        rows.len() - 1
-                    }
+                let at = if let Some(at) = rows.iter().position(|row| row.what == what) {
+                    at
+                } else {
+                    rows.push(Row::new(version.name(), what, &names));
+                    rows.len() - 1
                 };
                 rows[at].add(subject.name(), took);
             }

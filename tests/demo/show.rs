@@ -39,6 +39,7 @@ impl Show {
     }
 
     /// A fact.
+    #[allow(clippy::unused_self)] // Facts are part of the show.
     pub fn fact(&mut self, name: &str, value: &str) {
         let mut lines = value.trim_end().lines();
         print(&format!("     {name:<22} {}\n", lines.next().unwrap_or_default()));
@@ -96,10 +97,11 @@ pub fn time(time: Duration) -> String {
 
 /// Bytes for people.
 pub fn size(bytes: u64) -> String {
+    let tenths = |unit: u64| format!("{}.{}", bytes / unit, bytes % unit * 10 / unit);
     match bytes {
         0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        1024..1_048_576 => format!("{} KiB", tenths(1 << 10)),
+        _ => format!("{} MiB", tenths(1 << 20)),
     }
 }
 

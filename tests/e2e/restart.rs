@@ -84,8 +84,7 @@ fn judge(scene: &Scene, image: &str, busy: Container<'_>) -> Result {
     let errors = busy.try_exec(&["cat", "/srv/errors"])?;
     ensure!(!errors.status.success(), "the container saw errors:\n{}", errors.text());
     let log = busy.exec(&["cat", "/srv/log"])?;
-    let complete =
-        log.strip_suffix('\n').map_or_else(|| log.rsplit_once('\n').map_or("", |(whole, _)| whole), |all| all);
+    let complete = log.strip_suffix('\n').unwrap_or_else(|| log.rsplit_once('\n').map_or("", |(whole, _)| whole));
     for (at, line) in complete.lines().enumerate() {
         ensure_eq!(line.parse::<usize>().ok(), Some(at + 1), "line {} of the container's log", at + 1);
     }

@@ -119,8 +119,7 @@ pub fn tail(text: &str, lines: usize) -> String {
 
 /// A command line as a person would type it.
 pub fn line_of(command: &Command) -> String {
-    let words: Vec<String> =
-        [command.get_program()].into_iter().chain(command.get_args()).map(|word| quote(word)).collect();
+    let words: Vec<String> = [command.get_program()].into_iter().chain(command.get_args()).map(quote).collect();
     words.join(" ")
 }
 

@@ -48,10 +48,7 @@ pub fn cache() -> Result<PathBuf> {
 /// A folder of unpacked engines: `containerd-1.6`, `containerd-1.7` or `tools`.
 pub fn engine(name: &str) -> Result<PathBuf> {
     let folder = cache()?.join("engines").join(name).join("usr");
-    match folder.is_dir() {
-        true => Ok(folder),
-        false => fail!("{} is missing: run scripts/setup", folder.display()),
-    }
+    if folder.is_dir() { Ok(folder) } else { fail!("{} is missing: run scripts/setup", folder.display()) }
 }
 
 /// `PATH` with the programs of `engine` and of the tools (runc, the registry) first.

@@ -61,10 +61,9 @@ impl<'a> Container<'a> {
     pub fn end(&self) -> Result {
         let ended = command::run(&mut self.engine.command(&["tasks", "delete", "--force", &self.id]), SOON)?;
         let known = command::run(&mut self.engine.command(&["tasks", "ls", "--quiet"]), SOON)?.success()?;
-        match known.text().split_whitespace().any(|id| id == self.id) {
-            false => Ok(()),
-            true => crate::fail!("container {} does not end: {ended}", self.id),
-        }
+        let runs = known.text().split_whitespace().any(|id| id == self.id);
+        crate::ensure!(!runs, "container {} does not end: {ended}", self.id);
+        Ok(())
     }
 
     /// Ends and removes it.

@@ -1,5 +1,6 @@
 //! A containerd with root, state, sockets and namespace of its own.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -159,20 +160,22 @@ fn configuration(version: Version, snapshotter: &Snapshotter, folder: &Path, roo
     let mut text = format!(
         "version = 2\nroot = \"{root}\"\nstate = \"{folder}/state\"\ndisabled_plugins = [{disabled}]\n\
          [grpc]\n  address = \"{folder}/containerd.sock\"\n[ttrpc]\n  address = \"{folder}/containerd.ttrpc\"\n\
-         [debug]\n  level = \"info\"\n",
+         [debug]\n  level = \"warn\"\n",
         root = root.display(),
         folder = folder.display(),
         disabled = disabled.join(", "),
     );
     if let Snapshotter::Mica { socket, root } = snapshotter {
-        text += &format!(
+        let _ = write!(
+            text,
             "[proxy_plugins.mica]\n  type = \"snapshot\"\n  address = \"{socket}\"\n\
              [proxy_plugins.mica.exports]\n  root = \"{root}\"\n",
             socket = socket.display(),
             root = root.display(),
         );
         if version.has_diff_plugins() {
-            text += &format!(
+            let _ = write!(
+                text,
                 "[proxy_plugins.mica-diff]\n  type = \"diff\"\n  address = \"{}\"\n\
                  [plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"mica-diff\", \"walking\"]\n",
                 socket.display()

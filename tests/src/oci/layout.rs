@@ -49,7 +49,7 @@ impl Layout {
 
     /// Adds an image that is the only one of this layout plus layers; returns the number of layers it has.
     pub fn add_layers(&self, name: &str, layers: &[Layer]) -> Result<usize> {
-        let index = self.read_json(&self.folder.join("index.json"))?;
+        let index = read_json(&self.folder.join("index.json"))?;
         let manifest = self.manifest_of(&index["manifests"][0])?;
         let config = self.blob_json(&manifest["config"]["digest"])?;
         let below = manifest["layers"].as_array().map_or(0, Vec::len);
@@ -110,13 +110,13 @@ impl Layout {
     }
 
     fn blob_json(&self, digest: &Value) -> Result<Value> {
-        self.read_json(&self.blob_path(digest.as_str().context("a descriptor has a digest")?))
+        read_json(&self.blob_path(digest.as_str().context("a descriptor has a digest")?))
     }
+}
 
-    fn read_json(&self, path: &Path) -> Result<Value> {
-        let bytes = fs::read(path).context(path.display())?;
-        serde_json::from_slice(&bytes).context(path.display())
-    }
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).context(path.display())?;
+    serde_json::from_slice(&bytes).context(path.display())
 }
 
 fn push(list: &mut Value, value: Value) -> Result {
