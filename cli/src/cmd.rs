@@ -55,10 +55,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Snapshot(arguments) => snapshot::run(&context, arguments),
         Verb::Gc(arguments) => gc::run(&context, &arguments),
         Verb::Df => df::run(&context),
-        Verb::Doctor(arguments) => match doctor::run(&context.root(), &arguments.containerd, context.json)? {
-            true => Ok(()),
-            false => Err(Failure::Said),
-        },
+        Verb::Doctor(arguments) => {
+            let sound = doctor::run(&context.root(), &arguments.containerd, context.json)?;
+            if sound { Ok(()) } else { Err(Failure::Said) }
+        }
         Verb::Version => version::run(&context),
         Verb::Keeper(arguments) => keeper::run(&arguments),
     }

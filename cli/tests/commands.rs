@@ -154,7 +154,7 @@ fn image_goes_through_its_life() {
     assert_eq!(said.code, Some(0), "{said:?}");
     assert!(said.out.starts_with("app:1 sha256:"), "{said:?}");
     assert!(said.err.contains("layer ") && said.err.contains("10.5 KiB"), "{said:?}");
-    let images = place.json(&["image", "import", layout.to_str().unwrap(), "--name", "app:2"]);
+    let images = place.json(&["image", "import", &layout.display().to_string(), "--name", "app:2"]);
     assert_eq!(images[0]["name"], "app:2");
 
     let listed = place.good(&["image", "ls"]);
@@ -300,4 +300,82 @@ fn leftovers(state: &Path) -> Vec<PathBuf> {
     let folders = [state.join("mnt"), state.join("mounts")];
     let direct = list(state).filter(|path| !folders.contains(path));
     direct.chain(folders.iter().flat_map(|folder| list(folder))).collect()
+}
+
+/// Unmounts, however the test ends.
+struct Unmounted<'a>(&'a Place);
+
+impl Drop for Unmounted<'_> {
+    fn drop(&mut self) {
+        self.0.run(&["umount", "--all"]);
+    }
+}
+
+#[test]
+fn directories_are_mounted_until_they_are_unmounted() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    for (dir, text) in [("top", "top"), ("base", "base")] {
+        std::fs::create_dir(place.path(dir)).unwrap();
+        std::fs::write(place.path(dir).join("file"), text).unwrap();
+    }
+    for dir in ["upper", "work", "mnt"] {
+        std::fs::create_dir(place.path(dir)).unwrap();
+    }
+    let _unmounted = Unmounted(&place);
+    assert_eq!(place.good(&["mount", "-o", "lowerdir=top:base,upperdir=upper", "-o", "workdir=work", "mnt"]), "");
+    assert_eq!(std::fs::read(place.path("mnt/file")).unwrap(), b"top");
+    std::fs::write(place.path("mnt/new"), "x").unwrap();
+    let open = std::fs::File::open(place.path("mnt/file")).unwrap();
+    let err = place.bad(&["umount", "mnt"], 1);
+    assert!(err.contains("in use") && err.contains("--lazy"), "{err}");
+    drop(open);
+    assert_eq!(place.good(&["umount", "mnt"]), "");
+    assert_eq!(std::fs::read_dir(place.path("mnt")).unwrap().count(), 0);
+    assert_eq!(std::fs::read(place.path("upper/new")).unwrap(), b"x");
+    assert_eq!(leftovers(&place.path("state")), [] as [PathBuf; 0]);
+    assert!(place.bad(&["umount", "mnt"], 1).contains("is not a mount of Mica"));
+
+    // Without an upper it is read-only; `--all` ends it.
+    place.good(&["mount", "-o", "lowerdir=base", "mnt"]);
+    assert!(std::fs::write(place.path("mnt/file"), "x").is_err());
+    assert!(place.good(&["umount", "--all"]).contains("mnt"));
+    assert_eq!(std::fs::read_dir(place.path("mnt")).unwrap().count(), 0);
+    for (options, named) in [("lowerdir=nowhere", "nowhere"), ("lowerdir=top,upperdir=base", "upperdir")] {
+        let said = place.run(&["mount", "-o", options, "mnt"]);
+        assert!(said.code != Some(0) && said.err.contains(named), "{said:?}");
+    }
+}
+
+#[test]
+fn image_is_mounted_alone_and_beside_a_daemon() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    place.layout();
+    for dir in ["one", "two"] {
+        std::fs::create_dir(place.path(dir)).unwrap();
+    }
+    place.good(&["image", "import", "layout", "--name", "app:1"]);
+    let _unmounted = Unmounted(&place);
+    place.good(&["mount", "--image", "app:1", "one"]);
+    let _daemon = Daemon::start(&place);
+    place.good(&["mount", "--image", "app:1", "--rw", "changes", "two"]);
+    for dir in ["one", "two"] {
+        assert_eq!(std::fs::read(place.path(dir).join("app")).unwrap(), [b'x'; 9000]);
+    }
+    std::fs::write(place.path("two/app"), "changed").unwrap();
+    assert_eq!(std::fs::read(place.path("changes/upper/app")).unwrap(), b"changed");
+    place.good(&["image", "rm", "app:1"]);
+    assert_eq!(place.json(&["gc"])["layers_removed"], 0);
+    assert_eq!(std::fs::read(place.path("one/app")).unwrap(), [b'x'; 9000]);
+    place.good(&["umount", "one"]);
+    assert_eq!(place.json(&["gc"])["layers_removed"], 0);
+    place.good(&["umount", "two"]);
+    assert_eq!(place.json(&["gc"])["layers_removed"], 1);
+    assert!(place.bad(&["mount", "--image", "app:1", "one"], 1).contains("app:1"));
+    assert_eq!(std::fs::read_dir(place.path("root/mounts")).unwrap().count(), 0);
 }

@@ -120,7 +120,7 @@ impl Admin {
             }),
             Call::SnapshotShow { key } => json(&match &self.daemon {
                 Some((snapshots, _)) => SnapshotReport::of(snapshots, &key)?,
-                None => report::recorded_one(&self.store, key)?,
+                None => report::recorded_one(&self.store, &key)?,
             }),
             Call::Gc { dry_run } => {
                 pins::prune(&self.store)?;

@@ -18,7 +18,7 @@ use crate::grpc::proto::mica::v1::{Begin, End, Step};
 #[derive(Debug)]
 pub struct Client {
     runtime: tokio::runtime::Runtime,
-    client: AdminClient<Channel>,
+    calls: AdminClient<Channel>,
     socket: PathBuf,
 }
 
@@ -64,7 +64,7 @@ impl Client {
             let _entered = runtime.enter();
             crate::content::channel(socket.to_path_buf())
         };
-        Ok(Client { client: AdminClient::new(channel), socket: socket.to_path_buf(), runtime })
+        Ok(Client { calls: AdminClient::new(channel), socket: socket.to_path_buf(), runtime })
     }
 
     /// The socket.
@@ -77,10 +77,10 @@ impl Client {
         let answer = |reason: String| ClientError::Answer { socket: self.socket.clone(), reason };
         let request = request(call).map_err(|error| answer(error.to_string()))?;
         let result = self.runtime.block_on(async {
-            let mut stream = self.client.clone().call(request).await?.into_inner();
+            let mut stream = self.calls.clone().call(request).await?.into_inner();
             while let Some(message) = stream.message().await? {
                 match message.message {
-                    Some(Message::Step(step)) => tell(progress, step),
+                    Some(Message::Step(step)) => tell(progress, &step),
                     Some(Message::Result(result)) => return Ok(Some(result)),
                     None => {}
                 }
@@ -101,11 +101,11 @@ fn request(call: &Call) -> serde_json::Result<CallRequest> {
     Ok(CallRequest { verb, arguments })
 }
 
-fn tell(progress: &dyn Progress, step: Step) {
-    match step.event {
-        Some(Event::Begin(Begin { total_bytes })) => progress.begin(&step.name, total_bytes),
-        Some(Event::ReadBytes(bytes)) => progress.read(&step.name, bytes),
-        Some(Event::End(End { known })) => progress.end(&step.name, known),
+fn tell(progress: &dyn Progress, step: &Step) {
+    match &step.event {
+        Some(Event::Begin(Begin { total_bytes })) => progress.begin(&step.name, *total_bytes),
+        Some(Event::ReadBytes(bytes)) => progress.read(&step.name, *bytes),
+        Some(Event::End(End { known })) => progress.end(&step.name, *known),
         None => {}
     }
 }

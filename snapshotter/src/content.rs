@@ -143,10 +143,10 @@ impl ContentStore {
     /// The caller with a lease, which keeps what is written from containerd's collections until somebody refers to it.
     /// One of our own, for a while, if the request had none: containerd leaves its caller's out as well.
     async fn leased(&self, mut caller: Caller) -> Caller {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         if caller.lease.is_some() {
             return caller;
         }
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         let now = SystemTime::now();
         let nanos = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos());
         let id = format!("mica-{nanos}-{}", COUNT.fetch_add(1, Ordering::Relaxed));

@@ -261,6 +261,7 @@ fn engine(socket: &Path) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
 
     #[test]

@@ -41,7 +41,7 @@ pub fn run(context: &Context, arguments: &Mount) -> Result<(), Failure> {
     let mountpoint = mountpoint(arguments)?;
     let background = std::env::var_os(BACKGROUND).is_some();
     if arguments.foreground || background {
-        serve(context, arguments, options, &mountpoint, background)
+        serve(context, arguments, &options, &mountpoint, background)
     } else {
         start()
     }
@@ -99,7 +99,7 @@ fn start() -> Result<(), Failure> {
 fn serve(
     context: &Context,
     arguments: &Mount,
-    options: Options,
+    options: &Options,
     mountpoint: &Path,
     background: bool,
 ) -> Result<(), Failure> {
@@ -113,7 +113,7 @@ fn serve(
             let (union, lock) = union_of(context, image, arguments.rw.as_deref())?;
             (union, Some(lock))
         }
-        None => (union_of_dirs(&options)?, None),
+        None => (union_of_dirs(options)?, None),
     };
     let signals = Signals::catch()?;
     let id = format!("{}", std::process::id());

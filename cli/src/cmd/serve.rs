@@ -29,5 +29,6 @@ pub fn run(context: Context, arguments: Serve) -> Result<(), Failure> {
 /// This program is the keeper as well; the running file is started even after it was replaced on the disk.
 fn mounter(config: &Config, store: &Arc<Store>) -> mica_snapshotter::Result<Arc<dyn Mounter>> {
     let program = Path::new("/proc/self/exe");
-    Ok(Arc::new(FuseMounter::new(&config.state, store, program)?))
+    let mounter = FuseMounter::new(&config.state, store, program)?;
+    Ok(Arc::new(mounter.with_passthrough(config.passthrough)))
 }

@@ -14,9 +14,7 @@ struct Version {
 pub fn run(context: &Context) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     if context.json {
-        output::json(&Version { version })?
-    } else {
-        output::line(&format!("mica {version}"))?
+        return Ok(output::json(&Version { version })?);
     }
-    Ok(())
+    Ok(output::line(&format!("mica {version}"))?)
 }

@@ -108,11 +108,11 @@ pub(super) fn recorded(store: &Arc<Store>) -> Result<Vec<SnapshotRow>> {
 }
 
 /// One snapshot of a store that no daemon serves.
-pub(super) fn recorded_one(store: &Arc<Store>, key: String) -> Result<SnapshotReport> {
+pub(super) fn recorded_one(store: &Arc<Store>, key: &str) -> Result<SnapshotReport> {
     let rows = Rows::open(Arc::clone(store))?;
-    let record = rows.get(&key)?.ok_or_else(|| Error::NoSnapshot { key: key.clone() })?;
+    let record = rows.get(key)?.ok_or_else(|| Error::NoSnapshot { key: key.to_owned() })?;
     let usage = rows.usage(record.number)?;
-    Ok(SnapshotReport { row: record.info(&key).into(), usage, mountpoints: Vec::new() })
+    Ok(SnapshotReport { row: record.info(key).into(), usage, mountpoints: Vec::new() })
 }
 
 /// What a daemon serves where.

@@ -40,7 +40,7 @@ impl admin_server::Admin for AdminService {
     type CallStream = ReceiverStream<Result<CallResponse, Status>>;
 
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<Self::CallStream>, Status> {
-        let call = parse(request.into_inner())?;
+        let call = parse(&request.into_inner())?;
         let (admin, work) = (Arc::clone(&self.admin), self.work.clone());
         let (answers, stream) = mpsc::channel(STEPS_AHEAD);
         tokio::spawn(async move {
@@ -54,7 +54,7 @@ impl admin_server::Admin for AdminService {
     }
 }
 
-fn parse(request: CallRequest) -> Result<Call, Status> {
+fn parse(request: &CallRequest) -> Result<Call, Status> {
     let wrong = |error: serde_json::Error| Status::invalid_argument(format!("call {:?}: {error}", request.verb));
     let mut call = Map::new();
     call.insert("verb".to_owned(), Value::String(request.verb.clone()));
@@ -72,14 +72,14 @@ struct Steps {
 }
 
 impl Steps {
-    fn message(name: &str, event: Event) -> Result<CallResponse, Status> {
-        Ok(CallResponse { message: Some(Message::Step(Step { name: name.to_owned(), event: Some(event) })) })
+    fn message(name: &str, event: Event) -> CallResponse {
+        CallResponse { message: Some(Message::Step(Step { name: name.to_owned(), event: Some(event) })) }
     }
 
     /// On a thread that may block.
     fn say(&self, name: &str, event: Event) {
         // Nobody listens: the work goes on all the same.
-        let _ = self.answers.blocking_send(Steps::message(name, event));
+        let _ = self.answers.blocking_send(Ok(Steps::message(name, event)));
     }
 }
 
@@ -93,7 +93,8 @@ impl Progress for Steps {
         let (count, last) = unsaid.entry(name.to_owned()).or_insert_with(|| (0, Instant::now()));
         *count += bytes;
         // A slow client hears less often; work doesn't wait for it.
-        if last.elapsed() >= OFTEN && self.answers.try_send(Steps::message(name, Event::ReadBytes(*count))).is_ok() {
+        if last.elapsed() >= OFTEN && self.answers.try_send(Ok(Steps::message(name, Event::ReadBytes(*count)))).is_ok()
+        {
             (*count, *last) = (0, Instant::now());
         }
     }

@@ -63,6 +63,13 @@ impl FuseMounter {
         })
     }
 
+    /// The same; the kernel may read and write file data itself where it can, or not.
+    #[must_use]
+    pub fn with_passthrough(mut self, passthrough: bool) -> FuseMounter {
+        self.options.passthrough = passthrough;
+        self
+    }
+
     fn keeper(&self) -> Arc<Keeper> {
         Arc::clone(&self.keeper.lock())
     }

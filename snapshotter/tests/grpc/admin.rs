@@ -56,8 +56,8 @@ fn layout(path: &std::path::Path) -> String {
     layer["digest"].as_str().unwrap().to_owned()
 }
 
-fn call<T: serde::de::DeserializeOwned>(client: &Client, call: Call) -> T {
-    serde_json::from_value(client.call(&call, &()).unwrap()).unwrap()
+fn call<T: serde::de::DeserializeOwned>(client: &Client, call: &Call) -> T {
+    serde_json::from_value(client.call(call, &()).unwrap()).unwrap()
 }
 
 #[test]
@@ -74,17 +74,17 @@ fn image_is_imported_with_steps_and_shown_and_removed() {
     let size = std::fs::metadata(source.join("blobs/sha256").join(&layer[7..])).unwrap().len();
     assert_eq!(*heard.0.lock().unwrap(), [format!("begin {layer} {size}"), format!("end {layer} false")]);
 
-    let listed: Vec<Image> = call(&client, Call::ImageLs);
+    let listed: Vec<Image> = call(&client, &Call::ImageLs);
     assert_eq!(listed, images);
-    let report: ImageReport = call(&client, Call::ImageShow { reference: "app:1".into() });
+    let report: ImageReport = call(&client, &Call::ImageShow { reference: "app:1".into() });
     assert_eq!(report.image, images[0]);
     assert_eq!(report.layers.len(), 1);
     assert_eq!(report.config["os"], "linux");
-    let removed: Image = call(&client, Call::ImageRm { reference: "app:1".into() });
+    let removed: Image = call(&client, &Call::ImageRm { reference: "app:1".into() });
     assert_eq!(removed, images[0]);
     let error = client.call(&Call::ImageShow { reference: "app:1".into() }, &()).unwrap_err();
     assert_eq!(error.to_string(), "there is no image app:1");
-    let report: mica_layerdb::GcReport = call(&client, Call::Gc { dry_run: false });
+    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false });
     assert_eq!(report.layers_removed, 1);
 }
 
@@ -97,14 +97,14 @@ fn image_that_is_mounted_survives_its_removal_and_a_collection() {
     client.call(&Call::ImageImport { source, name: Some("app:1".into()) }, &()).unwrap();
     let lock = ImageLock::take(&serving.config.root).unwrap();
     let ask = Call::ImageMount { reference: "app:1".into(), lock: lock.id().to_owned() };
-    let mountable: MountableImage = call(&client, ask.clone());
+    let mountable: MountableImage = call(&client, &ask);
     assert!(mountable.tree.is_file() && mountable.objects.is_dir());
     client.call(&Call::ImageRm { reference: "app:1".into() }, &()).unwrap();
-    let report: mica_layerdb::GcReport = call(&client, Call::Gc { dry_run: false });
+    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false });
     assert_eq!((report.layers_removed, report.chains_removed), (0, 0));
     assert!(mountable.tree.is_file());
     drop(lock);
-    let report: mica_layerdb::GcReport = call(&client, Call::Gc { dry_run: false });
+    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false });
     assert_eq!((report.layers_removed, report.chains_removed), (1, 1));
     assert!(!mountable.tree.exists());
     let error = client.call(&ask, &()).unwrap_err();
@@ -130,7 +130,7 @@ fn image_can_not_be_mounted_under_a_lock_that_nobody_holds() {
 fn status_says_who_serves() {
     let serving = Serving::start();
     let client = Client::at(&serving.config.socket).unwrap();
-    let status: StatusReport = call(&client, Call::Status);
+    let status: StatusReport = call(&client, &Call::Status);
     assert_eq!(status.pid, std::process::id());
     assert_eq!(status.root, serving.config.root);
     assert_eq!(status.address, serving.config.address());

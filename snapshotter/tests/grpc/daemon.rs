@@ -20,7 +20,7 @@ fn second_daemon_on_a_root_is_refused_by_the_name_of_the_first() {
     let error = run(&second).unwrap_err();
     assert!(matches!(error, ServeError::SecondDaemon { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains(serving.config.root.to_str().unwrap()), "{text}");
+    assert!(text.contains(&serving.config.root.display().to_string()), "{text}");
     assert!(text.contains(&std::process::id().to_string()) && text.contains(&serving.config.address()), "{text}");
     assert!(!second.state.exists(), "nothing was touched");
 }
@@ -32,7 +32,7 @@ fn second_daemon_on_a_socket_is_refused() {
     second.root = serving.folder.path().join("other-root");
     let error = run(&second).unwrap_err();
     assert!(matches!(error, ServeError::Socket { .. }), "{error}");
-    assert!(error.to_string().contains(serving.config.socket.to_str().unwrap()), "{error}");
+    assert!(error.to_string().contains(&serving.config.socket.display().to_string()), "{error}");
 }
 
 #[test]

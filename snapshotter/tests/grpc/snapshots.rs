@@ -86,7 +86,7 @@ async fn life_of_a_snapshot_over_the_wire() {
     let mounted = prepare(client, "ns/1/a key", "").await.unwrap();
     assert_eq!(mounted.len(), 1);
     assert_eq!(mounted[0].r#type, "bind");
-    assert!(mounted[0].source.starts_with(serving.config.state.to_str().unwrap()), "{mounted:?}");
+    assert!(mounted[0].source.starts_with(&serving.config.state.display().to_string()), "{mounted:?}");
     assert_eq!(mounted[0].options, ["rbind", "rw"]);
     assert_eq!(mounts(client, "ns/1/a key").await.unwrap(), mounted);
     let info = stat(client, "ns/1/a key").await.unwrap();
