@@ -379,3 +379,18 @@ fn image_is_mounted_alone_and_beside_a_daemon() {
     assert!(place.bad(&["mount", "--image", "app:1", "one"], 1).contains("app:1"));
     assert_eq!(std::fs::read_dir(place.path("root/mounts")).unwrap().count(), 0);
 }
+
+#[test]
+fn umount_all_after_a_killed_daemon_leaves_nothing_of_it() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let mut daemon = Daemon::start(&place);
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    assert!(place.path("root/daemon.json").exists() && place.path("state/mica.sock").exists());
+    place.good(&["umount", "--all"]);
+    assert_eq!(leftovers(&place.path("state")), [] as [PathBuf; 0]);
+    assert!(!place.path("root/daemon.json").exists());
+}

@@ -237,6 +237,9 @@ impl Snapshots {
 
     /// Stops serving. Mounts stay, and wait for the next process. Further calls are refused.
     pub fn close(&self) -> Result<()> {
+        if self.core.is_closed() {
+            return Ok(());
+        }
         self.core.close();
         let workers = std::mem::take(&mut *self.workers.lock());
         for worker in workers {

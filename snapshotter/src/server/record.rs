@@ -12,8 +12,6 @@ use super::{ServeError, io};
 use crate::admin::StatusReport;
 use crate::config::{Config, socket_path};
 
-const NAME: &str = "daemon.json";
-
 /// Who serves a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -26,6 +24,9 @@ pub struct Record {
 }
 
 impl Record {
+    /// The file's name below the root.
+    pub const NAME: &'static str = "daemon.json";
+
     pub(super) fn of(config: &Config) -> Record {
         Record { address: config.address(), pid: std::process::id(), state: config.state.clone() }
     }
@@ -42,7 +43,7 @@ impl Record {
 
     /// What the store at `root` says of its daemon; a daemon that was killed is still named.
     pub fn read(root: &Path) -> Option<Record> {
-        serde_json::from_slice(&fs::read(root.join(NAME)).ok()?).ok()
+        serde_json::from_slice(&fs::read(root.join(Record::NAME)).ok()?).ok()
     }
 
     /// The same, of a daemon whose socket answers.
@@ -57,8 +58,8 @@ impl Record {
 
     /// Writes the record in one step. It goes when the result is dropped.
     pub(super) fn publish(self, root: &Path) -> Result<Published, ServeError> {
-        let path = root.join(NAME);
-        let new = root.join(format!(".{NAME}.{}", self.pid));
+        let path = root.join(Record::NAME);
+        let new = root.join(format!(".{}.{}", Record::NAME, self.pid));
         let write = || {
             let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
             serde_json::to_writer(&mut file, &self)?;

@@ -1,11 +1,13 @@
 //! `mica umount --all`: nothing of a state folder is mounted afterwards, and nothing of it runs.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mica_fs::keeper::Keeper;
 use mica_snapshotter::admin::{Call, StatusReport};
 use mica_snapshotter::client::Client;
+use mica_snapshotter::server::Record;
 use serde::Serialize;
 
 use super::super::Context;
@@ -40,7 +42,7 @@ pub fn run(context: &Context) -> Result<(), Failure> {
         gently(&mountpoint)?;
         report.mounts.push(mountpoint);
     }
-    tidy(&state);
+    tidy(&context.root(), &state);
     if context.json {
         return Ok(output::json(&report)?);
     }
@@ -59,7 +61,7 @@ fn end_daemon(context: &Context) -> Result<Option<u32>, Failure> {
     let client = match daemon(&context.root())? {
         Some(client) => client,
         // It may have another root.
-        None if std::os::unix::net::UnixStream::connect(&socket).is_ok() => Client::at(&socket)?,
+        None if UnixStream::connect(&socket).is_ok() => Client::at(&socket)?,
         None => return Ok(None),
     };
     let status: StatusReport = serde_json::from_value(client.call(&Call::Status, &())?)?;
@@ -106,7 +108,13 @@ fn gently(mountpoint: &Path) -> Result<(), Failure> {
 }
 
 /// Removes empty folders and files of processes that are gone. What is left does no harm.
-fn tidy(state: &Path) {
+fn tidy(root: &Path, state: &Path) {
+    if let Some(record) = Record::read(root).filter(|record| !is_running(record.pid)) {
+        let _ = std::fs::remove_file(root.join(Record::NAME));
+        if let Some(socket) = record.socket().filter(|socket| UnixStream::connect(socket).is_err()) {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
     forget(&Note::all(state));
     for entry in std::fs::read_dir(state.join("mnt")).into_iter().flatten().flatten() {
         let _ = std::fs::remove_dir(entry.path());
