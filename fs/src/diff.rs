@@ -198,7 +198,8 @@ impl Diff<'_> {
         let Some(Found::Entry(stat, marks)) = self.upper.format.look(&spot)? else { return Ok(()) };
         let mut attr = Attr::of_stat(Ino::of_upper(stat.st_ino), &stat).ok_or(Errno::IO)?;
         if name.starts_with(WHITEOUT) {
-            return self.leave_out("a layer would take its name for a whiteout");
+            self.leave_out("a layer would take its name for a whiteout");
+            return Ok(());
         }
         if marks.device {
             attr.kind = FileKind::CharDevice;
@@ -224,9 +225,10 @@ impl Diff<'_> {
     fn upper_dir(&mut self, name: &[u8], spot: &Spot, marks: &Marks, attr: &Attr, xattrs: &Xattrs) -> Result<()> {
         let Some((moved, fresh)) = self.frames.last().map(|frame| (frame.moved, frame.fresh)) else { return Ok(()) };
         // What the layers below show at this path, if that makes a difference.
-        let here = match fresh || !(marks.opaque || marks.redirect.is_some()) {
-            true => None,
-            false => self.lower.resolve(&self.path)?.filter(Attr::is_dir).map(|attr| attr.ino),
+        let here = if !fresh && (marks.opaque || marks.redirect.is_some()) {
+            self.lower.resolve(&self.path)?.filter(Attr::is_dir).map(|attr| attr.ino)
+        } else {
+            None
         };
         let merges = match &marks.redirect {
             _ if marks.opaque => None,
@@ -253,12 +255,11 @@ impl Diff<'_> {
         let found = if place.starts_with(b"/") {
             self.lower.resolve(place)?
         } else {
-            let parent = match self.frames.last().and_then(|frame| frame.moved) {
-                Some(dir) => Some(dir),
-                None => {
-                    let at = self.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-                    self.lower.resolve(&self.path[..at])?.map(|attr| attr.ino)
-                }
+            let parent = if let Some(dir) = self.frames.last().and_then(|frame| frame.moved) {
+                Some(dir)
+            } else {
+                let at = self.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                self.lower.resolve(&self.path[..at])?.map(|attr| attr.ino)
             };
             parent.map(|dir| self.lower.lookup(dir, place)).transpose()?.flatten()
         };
@@ -298,7 +299,8 @@ impl Diff<'_> {
     ) -> Result<()> {
         let path = self.path.clone();
         if attr.kind == FileKind::Socket {
-            return self.leave_out("tar has no sockets");
+            self.leave_out("tar has no sockets");
+            return Ok(());
         }
         if attr.nlink > 1 {
             if let Some(first) = self.linked.get(&identity) {
@@ -378,10 +380,9 @@ impl Diff<'_> {
         kept
     }
 
-    fn leave_out(&mut self, reason: &str) -> Result<()> {
+    fn leave_out(&mut self, reason: &str) {
         tracing::warn!(path = %self.path.escape_ascii(), reason, "a file is left out of a layer");
         self.stats.left_out += 1;
-        Ok(())
     }
 
     fn refused(&self, reason: &str, errno: Errno) -> Error {

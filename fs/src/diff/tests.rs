@@ -265,5 +265,5 @@ fn two_runs_give_the_same_bytes_which_gnu_tar_reads() {
     child.stdin.take().unwrap().write_all(&tar).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
-    assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 5);
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 5);
 }

@@ -165,7 +165,7 @@ impl DirsLower {
                 Listing { entries: Vec::with_capacity(merged.len()), by_name: HashMap::with_capacity(merged.len()) };
             for entry in merged {
                 let (name, kind) = (entry.name.clone(), entry.kind);
-                let found = self.register(ino, &parts, entry)?;
+                let found = self.register(ino, &parts, &entry)?;
                 listing.by_name.insert(name.clone(), found);
                 listing.entries.push((name, found, kind));
             }
@@ -174,7 +174,7 @@ impl DirsLower {
     }
 
     /// Makes an entry of a directory known by its number.
-    fn register(&self, parent: Ino, parts: &Arc<[Part]>, entry: Merged) -> Result<Ino> {
+    fn register(&self, parent: Ino, parts: &Arc<[Part]>, entry: &Merged) -> Result<Ino> {
         let home = parts[entry.part].real.clone();
         let (device, host) = entry.host;
         let ino = self.numbers.of(home.layer, (device != self.layers.device(home.layer)).then_some(device), host);

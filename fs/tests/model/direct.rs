@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::reference::{Action, Name, Path, Shown, Xattrs};
-use super::steps::{Abilities, XATTRS};
+use super::steps::Abilities;
 use super::world::Subject;
 
 /// What is below the upper.
@@ -28,6 +28,7 @@ pub enum Layers {
 
 pub struct Direct {
     dir: TempDir,
+    format: Format,
     layers: Layers,
     generation: usize,
     union: Option<Union>,
@@ -53,32 +54,28 @@ fn store() -> &'static Arc<Store> {
     store
 }
 
-fn format() -> Format {
-    Format::detect()
-}
-
 impl Direct {
     /// A union over one directory, which is at `base` in `dir`.
-    pub fn over_dirs(dir: TempDir) -> Direct {
+    pub fn over_dirs(dir: TempDir, format: Format) -> Direct {
         let base = dir.path().join("base");
-        Direct::new(dir, Layers::Dirs(vec![base]))
+        Direct::new(dir, format, Layers::Dirs(vec![base]))
     }
 
     /// The same over a layer made of that directory.
-    pub fn over_trees(dir: TempDir) -> Direct {
+    pub fn over_trees(dir: TempDir, format: Format) -> Direct {
         let (nothing, work) = (dir.path().join("nothing"), dir.path().join("base-work"));
         fs::create_dir(&nothing).unwrap();
         fs::create_dir(&work).unwrap();
-        let base = Upper::open(&dir.path().join("base"), &work, format()).unwrap();
-        let nothing = DirsLower::open(&[nothing], format()).unwrap();
+        let base = Upper::open(&dir.path().join("base"), &work, format).unwrap();
+        let nothing = DirsLower::open(&[nothing], format).unwrap();
         let layer = ingest(&nothing, &base);
-        Direct::new(dir, Layers::Tree(vec![layer]))
+        Direct::new(dir, format, Layers::Tree(vec![layer]))
     }
 
-    fn new(dir: TempDir, layers: Layers) -> Direct {
+    fn new(dir: TempDir, format: Format, layers: Layers) -> Direct {
         let (lookups, held) = (HashMap::new(), Vec::new());
         let named = HashSet::new();
-        let mut direct = Direct { dir, layers, generation: 0, union: None, lookups, held, named, shows: 0 };
+        let mut direct = Direct { dir, format, layers, generation: 0, union: None, lookups, held, named, shows: 0 };
         direct.begin();
         direct
     }
@@ -87,7 +84,7 @@ impl Direct {
         match &self.layers {
             Layers::Dirs(dirs) => {
                 let dirs: Vec<_> = dirs.iter().rev().collect();
-                Arc::new(DirsLower::open(&dirs, format()).unwrap())
+                Arc::new(DirsLower::open(&dirs, self.format).unwrap())
             }
             Layers::Tree(layers) => {
                 let objects = Objects::sealed(store().objects_path()).unwrap();
@@ -105,7 +102,7 @@ impl Direct {
         for dir in [&upper, &work] {
             fs::create_dir_all(dir).unwrap();
         }
-        Upper::open(&upper, &work, format()).unwrap().with_fresh_root()
+        Upper::open(&upper, &work, self.format).unwrap().with_fresh_root()
     }
 
     fn begin(&mut self) {
@@ -231,8 +228,9 @@ impl Subject for Direct {
     fn abilities(&self) -> Abilities {
         let dirs = matches!(self.layers, Layers::Dirs(_));
         // What is below a nested overlay has its marks as attributes; those of our own a layer does not take.
-        let xattrs: &[&str] = match (format(), dirs) {
-            (Format::User, _) => XATTRS,
+        let xattrs: &[&str] = match (self.format, dirs) {
+            (Format::User, false) => &["user.one", "user.two", "user.overlay.opaque"],
+            (Format::User, true) => &["user.one", "user.two", "user.overlay.opaque", "user.mica.origin"],
             (Format::Trusted, false) => &["user.one", "user.two", "trusted.overlay.opaque"],
             (Format::Trusted, true) => &["user.one", "user.two", "trusted.overlay.opaque", "trusted.mica.origin"],
         };
@@ -313,7 +311,7 @@ impl Subject for Direct {
 
     fn shown(&mut self) -> BTreeMap<Path, Shown> {
         self.shows += 1;
-        let (plus, piece) = (self.shows % 2 == 0, 1 + self.shows % 5);
+        let (plus, piece) = (self.shows.is_multiple_of(2), 1 + self.shows % 5);
         let root = self.union().getattr(ROOT, None).unwrap();
         let mut shown = BTreeMap::from([(Vec::new(), self.show(&root))]);
         let mut dirs = vec![(Vec::new(), ROOT)];

@@ -14,6 +14,7 @@ use proptest::test_runner::Config;
 use tempfile::TempDir;
 
 use direct::Direct;
+use mica_fs::Format;
 use reference::Model;
 use steps::{Abilities, Step, action, steps};
 use world::World;
@@ -45,12 +46,24 @@ proptest! {
     #[test]
     fn union_over_directories_is_the_model(below in steps(40), above in steps(60)) {
         let (dir, model) = base(&below);
-        World::new(Direct::over_dirs(dir), model).run(&above);
+        World::new(Direct::over_dirs(dir, Format::detect()), model).run(&above);
     }
 
     #[test]
     fn union_over_trees_is_the_model(below in steps(40), above in steps(60)) {
         let (dir, model) = base(&below);
-        World::new(Direct::over_trees(dir), model).run(&above);
+        World::new(Direct::over_trees(dir, Format::detect()), model).run(&above);
+    }
+
+    #[test]
+    fn union_over_directories_with_user_marks_is_the_model(below in steps(40), above in steps(60)) {
+        let (dir, model) = base(&below);
+        World::new(Direct::over_dirs(dir, Format::User), model).with_marks_on_files_alone().run(&above);
+    }
+
+    #[test]
+    fn union_over_trees_with_user_marks_is_the_model(below in steps(40), above in steps(60)) {
+        let (dir, model) = base(&below);
+        World::new(Direct::over_trees(dir, Format::User), model).with_marks_on_files_alone().run(&above);
     }
 }

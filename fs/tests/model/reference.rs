@@ -125,7 +125,7 @@ impl Model {
         while at < all.len() {
             let (path, id) = all[at].clone();
             if let Body::Dir(entries) = &self.nodes[&id].body {
-                all.extend(entries.iter().map(|(name, id)| ([&path[..], &[name.clone()]].concat(), *id)));
+                all.extend(entries.iter().map(|(name, id)| ([&path[..], std::slice::from_ref(name)].concat(), *id)));
             }
             at += 1;
         }

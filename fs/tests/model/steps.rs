@@ -120,7 +120,7 @@ pub fn action(step: &Step, model: &Model, can: Abilities) -> Option<Action> {
         Step::Mkdir(dir, at) => Action::Mkdir(below(dir, at)?, 0o755),
         Step::Create(dir, at, mode) => Action::Create(below(dir, at)?, u32::from(mode)),
         Step::Symlink(dir, at, target) => {
-            Action::Symlink(below(dir, at)?, pick(&any, target)?.join(&b'/').to_vec()).filter_empty_target()?
+            Action::Symlink(below(dir, at)?, pick(&any, target)?.join(&b'/')).filter_empty_target()?
         }
         Step::Mknod(dir, at, kind) => {
             let mut kinds =

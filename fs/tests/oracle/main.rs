@@ -1,10 +1,11 @@
 //! Mica beside kernel overlayfs, which is the oracle: the same steps on both, and each on what the other wrote.
 //!
 //! Needs root. `PROPTEST_CASES=1000 scripts/contained cargo test --release -p mica-fs --test oracle` looks longer.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs, dead_code)]
 
 #[path = "../model/base.rs"]
 mod base;
+mod differences;
 mod mounts;
 mod posix;
 #[path = "../model/reference.rs"]
@@ -22,7 +23,7 @@ use mounts::{Kernel, Mica, Place};
 use posix::{Mount, Posix};
 use reference::Model;
 use steps::{Abilities, Step, action, steps};
-use world::{Subject, World};
+use world::World;
 
 /// A lower, made by steps of its own, and a place beside it.
 fn place(steps: &[Step], can: Abilities) -> (Place, Model) {

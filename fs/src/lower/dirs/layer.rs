@@ -60,7 +60,7 @@ impl fmt::Debug for Real {
 
 /// The stack, top first.
 pub(super) struct Layers {
-    layers: Vec<Layer>,
+    stack: Vec<Layer>,
     roots: Vec<Arc<Real>>,
     numbers: AtomicU64,
     open: Mutex<LruCache<u64, Arc<OwnedFd>>>,
@@ -68,21 +68,21 @@ pub(super) struct Layers {
 
 impl fmt::Debug for Layers {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_list().entries(self.layers.iter().map(|layer| &layer.path)).finish()
+        out.debug_list().entries(self.stack.iter().map(|layer| &layer.path)).finish()
     }
 }
 
 impl Layers {
     pub(super) fn open(dirs: &[impl AsRef<Path>]) -> Result<Layers> {
-        let layers = dirs.iter().map(|dir| open_layer(dir.as_ref())).collect::<Result<Vec<_>>>()?;
+        let stack = dirs.iter().map(|dir| open_layer(dir.as_ref())).collect::<Result<Vec<_>>>()?;
         let root = |layer| Arc::new(Real { number: 0, layer, place: None });
-        let roots = (0..layers.len() as u16).map(root).collect();
-        Ok(Layers { layers, roots, numbers: AtomicU64::new(1), open: Mutex::new(LruCache::new(OPEN_MAX)) })
+        let roots = (0..stack.len() as u16).map(root).collect();
+        Ok(Layers { stack, roots, numbers: AtomicU64::new(1), open: Mutex::new(LruCache::new(OPEN_MAX)) })
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> u16 {
-        self.layers.len() as u16
+        self.stack.len() as u16
     }
 
     /// The directory at the bottom of everything in a layer.
@@ -92,7 +92,7 @@ impl Layers {
 
     /// The device of a layer's disk.
     pub(super) fn device(&self, layer: u16) -> u64 {
-        self.layers[usize::from(layer)].device
+        self.stack[usize::from(layer)].device
     }
 
     /// A directory in a directory.
@@ -106,7 +106,7 @@ impl Layers {
         let mut missing: Vec<(&Real, &Name)> = Vec::new();
         let mut at = real;
         let mut dir = loop {
-            let Some((up, name)) = &at.place else { break self.layers[usize::from(at.layer)].root.clone() };
+            let Some((up, name)) = &at.place else { break self.stack[usize::from(at.layer)].root.clone() };
             if let Some(open) = self.open.lock().get(&at.number) {
                 break open.clone();
             }
@@ -158,7 +158,7 @@ impl Layers {
 
     /// Free space of the top's disk.
     pub(super) fn statfs(&self) -> Result<StatVfs> {
-        Ok(rustix::fs::fstatvfs(&self.layers[0].root)?)
+        Ok(rustix::fs::fstatvfs(&self.stack[0].root)?)
     }
 
     /// An error that says which directory of which layer is damaged.
@@ -169,7 +169,7 @@ impl Layers {
             names.push(name.escape_ascii().to_string());
             at = up;
         }
-        names.push(self.layers[usize::from(dir.layer)].path.clone());
+        names.push(self.stack[usize::from(dir.layer)].path.clone());
         names.reverse();
         Error::Layer { path: names.join("/"), reason: reason.into(), errno: Errno::IO }
     }
