@@ -96,6 +96,7 @@ impl Union {
         });
         if placed.is_err() {
             discard(&made);
+            self.nodes.lock().forget_unmarked(ino);
             return placed;
         }
         self.follow_copy_up(ino)
@@ -241,7 +242,9 @@ impl Union {
                 set => set?,
             }
         }
-        format.set_origin(copy, ino)?;
+        if !format.set_origin(copy, ino)? {
+            self.nodes.lock().remember_unmarked(copy.stat()?.st_ino, ino);
+        }
         if attr.kind != FileKind::Symlink {
             copy.chmod(attr.mode)?;
         }

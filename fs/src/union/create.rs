@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat, makedev};
 use rustix::io::Errno;
 
 use super::acl;
-use super::lookup::{Seen, number};
+use super::lookup::Seen;
 use super::nodes::Node;
 use super::{Union, valid_name};
 use crate::error::{Error, Result};
@@ -217,7 +217,7 @@ impl Union {
         let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;
         let spot = Spot::at(&dir, name);
         let stat = spot.stat()?;
-        let mut attr = Attr::of_stat(number(&stat, &Marks::default(), None), &stat).ok_or(Errno::IO)?;
+        let mut attr = Attr::of_stat(self.number(&stat, &Marks::default(), None), &stat).ok_or(Errno::IO)?;
         if matches!(new, New::ZeroDevice) {
             attr.kind = FileKind::CharDevice;
             attr.mode = attr.mode & 0o7777 | libc::S_IFCHR;

@@ -45,8 +45,7 @@ impl Union {
         if nodes.get(ino).is_some_and(|node| matches!(node.place, Place::Held(_) | Place::Orphan(..))) {
             let mut node = Node::named(parent, name, host, lower);
             node.lookups = lookups;
-            nodes.remove(ino);
-            nodes.enter(ino, node);
+            nodes.replace(ino, node);
         } else {
             nodes.enter(ino, Node::named(parent, name, host, lower));
         }

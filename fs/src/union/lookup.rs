@@ -108,7 +108,7 @@ impl Union {
             Some(Found::Entry(stat, marks)) => {
                 let spot = Spot::at(&dir, name);
                 let merges = self.merges_with(parent, name, &stat, &marks)?;
-                let ino = number(&stat, &marks, merges);
+                let ino = self.number(&stat, &marks, merges);
                 Ok(Seen::Upper(Entry { spot, stat, marks, ino, merges }))
             }
             None => Ok(self.see_lower(parent, name)?.map_or(Seen::Nothing, Seen::Lower)),
@@ -142,9 +142,13 @@ impl Union {
             _ => Ok(None),
         }
     }
-}
 
-/// An upper inode's number: the one it had in the lower, that of the directory it merges with, or its own.
-pub(super) fn number(stat: &Stat, marks: &Marks, merges: Option<Ino>) -> Ino {
-    marks.origin.or(merges).unwrap_or(Ino::of_upper(stat.st_ino))
+    /// An upper inode's number: the one it had in the lower, that of the directory it merges with, or its own.
+    pub(super) fn number(&self, stat: &Stat, marks: &Marks, merges: Option<Ino>) -> Ino {
+        let known = marks.origin.or(merges).or_else(|| {
+            let can_say = matches!(FileType::from_raw_mode(stat.st_mode), FileType::Directory | FileType::RegularFile);
+            if can_say { None } else { self.nodes.lock().unmarked(stat.st_ino) }
+        });
+        known.unwrap_or(Ino::of_upper(stat.st_ino))
+    }
 }

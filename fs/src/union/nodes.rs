@@ -45,7 +45,11 @@ pub(super) struct Node {
 
 /// A table of [`Node`]s.
 #[derive(Debug)]
-pub(super) struct Nodes(HashMap<Ino, Node>);
+pub(super) struct Nodes {
+    table: HashMap<Ino, Node>,
+    /// The numbers of copied-up inodes that can't carry a mark which says them, by their number on the disk.
+    unmarked: HashMap<u64, Ino>,
+}
 
 impl Nodes {
     /// A table that knows the root, if there is an upper.
@@ -57,28 +61,54 @@ impl Nodes {
             root.impure = true;
             nodes.insert(ROOT, root);
         }
-        Nodes(nodes)
+        Nodes { table: nodes, unmarked: HashMap::new() }
     }
 
     pub(super) fn contains(&self, ino: Ino) -> bool {
-        self.0.contains_key(&ino)
+        self.table.contains_key(&ino)
     }
 
     pub(super) fn get(&self, ino: Ino) -> Option<&Node> {
-        self.0.get(&ino)
+        self.table.get(&ino)
     }
 
     pub(super) fn get_mut(&mut self, ino: Ino) -> Option<&mut Node> {
-        self.0.get_mut(&ino)
+        self.table.get_mut(&ino)
     }
 
     pub(super) fn remove(&mut self, ino: Ino) -> Option<Node> {
-        self.0.remove(&ino)
+        let node = self.table.remove(&ino)?;
+        if self.unmarked.get(&node.host) == Some(&ino) {
+            self.unmarked.remove(&node.host);
+        }
+        Some(node)
+    }
+
+    /// Puts a node in the place of another of the same inode.
+    pub(super) fn replace(&mut self, ino: Ino, node: Node) {
+        self.table.insert(ino, node);
+    }
+
+    /// The number of a copied-up inode whose disk can't say it.
+    pub(super) fn unmarked(&self, host: u64) -> Option<Ino> {
+        self.unmarked.get(&host).copied()
+    }
+
+    /// Remembers the number of a copied-up inode, as long as its node is there.
+    pub(super) fn remember_unmarked(&mut self, host: u64, ino: Ino) {
+        self.unmarked.insert(host, ino);
+    }
+
+    /// Forgets it when nothing came of the copy.
+    pub(super) fn forget_unmarked(&mut self, ino: Ino) {
+        if !self.table.contains_key(&ino) {
+            self.unmarked.retain(|_, known| *known != ino);
+        }
     }
 
     /// Enters an inode that was found under a name, or adds the name to what is known of it.
     pub(super) fn enter(&mut self, ino: Ino, found: Node) -> &mut Node {
-        let node = self.0.entry(ino).or_insert_with(|| found.clone());
+        let node = self.table.entry(ino).or_insert_with(|| found.clone());
         if let Place::Named(mut new) = found.place {
             match &mut node.place {
                 Place::Named(names) if node.host == found.host => {
@@ -95,7 +125,7 @@ impl Nodes {
 
     /// Takes a name away; returns how many known ones are left.
     pub(super) fn drop_name(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> usize {
-        let Some(Node { place: Place::Named(names), .. }) = self.0.get_mut(&ino) else { return 0 };
+        let Some(Node { place: Place::Named(names), .. }) = self.table.get_mut(&ino) else { return 0 };
         names.retain(|(at, known)| *at != parent || known != name);
         names.len()
     }
@@ -103,13 +133,13 @@ impl Nodes {
     /// Puts another name in the place of one.
     pub(super) fn rename(&mut self, ino: Ino, from: (Ino, &[u8]), to: (Ino, &[u8])) {
         self.drop_name(ino, from.0, from.1);
-        if let Some(Node { place: Place::Named(names), .. }) = self.0.get_mut(&ino) {
+        if let Some(Node { place: Place::Named(names), .. }) = self.table.get_mut(&ino) {
             names.push((to.0, to.1.to_vec()));
         }
     }
 
     pub(super) fn numbers(&self) -> Vec<Ino> {
-        self.0.keys().copied().collect()
+        self.table.keys().copied().collect()
     }
 }
 

@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use super::Union;
-use super::lookup::number;
 use crate::error::{Error, Result};
 use crate::inode::{Attr, DirEntry, Fh, FileKind, Ino, ROOT};
 use crate::upper::{Found, Spot, read_dir};
@@ -164,7 +163,7 @@ impl Union {
         let Some(Found::Entry(stat, marks)) = self.upper()?.format.look(spot)? else { return Ok(None) };
         let merges = self.merges_with(parent, name, &stat, &marks)?;
         let kind = if marks.device { Some(FileKind::CharDevice) } else { FileKind::from_mode(stat.st_mode) };
-        Ok(kind.map(|kind| (number(&stat, &marks, merges), kind)))
+        Ok(kind.map(|kind| (self.number(&stat, &marks, merges), kind)))
     }
 
     /// Whether nothing is seen in a directory. The caller holds `names`.

@@ -157,12 +157,13 @@ impl Format {
         spot.set_xattr(self.name(mark).as_bytes(), value, XattrFlags::empty())
     }
 
-    /// Marks a copied-up inode with its number in the lower. Not every type can carry a `user.` attribute: such an
-    /// inode goes without, and has another number after the next mount.
-    pub(crate) fn set_origin(self, spot: &Spot, ino: Ino) -> Result<(), Errno> {
+    /// Marks a copied-up inode with its number in the lower. False if it is of a type that can't carry a `user.`
+    /// attribute: it has another number after the next mount.
+    pub(crate) fn set_origin(self, spot: &Spot, ino: Ino) -> Result<bool, Errno> {
         match self.set(spot, Mark::Origin, &ino.0.to_le_bytes()) {
-            Err(Errno::PERM) if self == Format::User => Ok(()),
-            result => result,
+            Ok(()) => Ok(true),
+            Err(Errno::PERM) if self == Format::User => Ok(false),
+            Err(errno) => Err(errno),
         }
     }
 }
