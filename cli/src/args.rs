@@ -185,7 +185,7 @@ pub struct Gc {
 pub struct Doctor {
     /// Socket of containerd to look at.
     #[arg(long, value_name = "ADDRESS", default_value = "/run/containerd/containerd.sock")]
-    pub containerd: PathBuf,
+    pub containerd: String,
 }
 
 /// `mica keeper`

@@ -14,7 +14,7 @@ mod version;
 
 use std::path::{Path, PathBuf};
 
-use mica_snapshotter::config::{DEFAULT_ROOT, DEFAULT_STATE};
+use mica_snapshotter::config::{DEFAULT_ROOT, DEFAULT_STATE, socket_path};
 
 use crate::Failure;
 use crate::args::{Cli, Verb};
@@ -56,7 +56,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Gc(arguments) => gc::run(&context, &arguments),
         Verb::Df => df::run(&context),
         Verb::Doctor(arguments) => {
-            let sound = doctor::run(&context.root(), &arguments.containerd, context.json)?;
+            let containerd = socket_path("containerd's address", &arguments.containerd)?;
+            let sound = doctor::run(&context.root(), &containerd, context.json)?;
             if sound { Ok(()) } else { Err(Failure::Said) }
         }
         Verb::Version => version::run(&context),
