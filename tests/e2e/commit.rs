@@ -1,10 +1,8 @@
 //! Changes of a container as a new layer.
 
-use std::path::Path;
 use std::process::Command;
 
 use mica_tests::command::succeed;
-use mica_tests::engines::Container;
 use mica_tests::oci::{Layer, Layout};
 use mica_tests::scene::Scene;
 use mica_tests::wait::SOON;
@@ -83,34 +81,21 @@ fn committed_container_is_seen_by_a_child(scene: &mut Scene) -> Result {
     container.shell(CHANGE)?;
     container.end()?;
     scene.containerd.ctr(&["snapshots", "commit", "changed", container.id()])?;
-    let target = scene.folders().run().join("child");
-    std::fs::create_dir(&target)?;
     scene.containerd.ctr(&["snapshots", "prepare", "child", "changed"])?;
-    mount(&container, scene, "child", &target)?;
-    let seen = succeed(Command::new("chroot").arg(&target).args(["sh", "-c", CHECK]), SOON);
-    let written = std::fs::write(target.join("srv/mine"), "the child's");
-    succeed(Command::new("umount").arg(&target), SOON)?;
-    ensure_eq!(seen?.text(), "all as committed\n", "the child");
-    written.context("write in the child")?;
+    let child = scene.containerd.mount_snapshot("child")?;
+    ensure_eq!(child.filesystem()?, "fuse.mica", "what is mounted");
+    let seen = succeed(Command::new("chroot").arg(child.path()).args(["sh", "-c", CHECK]), SOON)?;
+    ensure_eq!(seen.text(), "all as committed\n", "the child");
+    std::fs::write(child.path().join("srv/mine"), "the child's").context("write in the child")?;
 
     // A second child does not see what the first one wrote, and the committed snapshot can't go before them.
     scene.containerd.ctr(&["snapshots", "view", "second", "changed"])?;
-    mount(&container, scene, "second", &target)?;
-    let mine = std::fs::read_to_string(target.join("srv/mine"));
-    succeed(Command::new("umount").arg(&target), SOON)?;
-    ensure_eq!(mine?, "mine\n", "the second child");
+    let second = scene.containerd.mount_snapshot("second")?;
+    ensure_eq!(std::fs::read_to_string(second.path().join("srv/mine"))?, "mine\n", "the second child");
+    drop((child, second));
     scene.containerd.ctr_refused(&["snapshots", "rm", "changed"])?;
     for key in ["second", "child", "changed"] {
         scene.containerd.ctr(&["snapshots", "rm", key])?;
     }
-    Ok(())
-}
-
-/// Mounts a snapshot as containerd says it should be.
-fn mount(_container: &Container<'_>, scene: &Scene, key: &str, target: &Path) -> Result {
-    let line = scene.containerd.ctr(&["snapshots", "mounts", &target.display().to_string(), key])?.text();
-    let line = line.trim();
-    ensure!(line.starts_with("mount -t "), "`ctr snapshots mounts` printed {line:?}");
-    succeed(Command::new("sh").args(["-c", line]), SOON)?;
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use mica_tests::engines::Version;
 use mica_tests::oci::{Layer, Layout, Tar};
 use mica_tests::scene::Scene;
-use mica_tests::{Context as _, Result, ensure, ensure_eq};
+use mica_tests::wait::LATER;
+use mica_tests::{Context as _, Result, command, ensure, ensure_eq};
 
 use crate::stage::{on_both_engines, play};
 
@@ -27,10 +28,9 @@ fn broken() -> Result<Vec<Case>> {
     let good = Layer::gzip(&some_files())?;
     let cut = good.clone().truncated();
     let lying = good.clone().with_wrong_diff_id();
-    let both = [lying.diff_id.clone(), good.diff_id.clone()];
     Ok(vec![
         case("cut-gzip", cut, &[]),
-        Case { name: "wrong-diff-id", layer: lying, tells: both.to_vec() },
+        Case { name: "wrong-diff-id", layer: lying, tells: vec![good.diff_id] },
         case("cut-zstd", Layer::zstd(&some_files())?.truncated(), &[]),
     ])
 }
@@ -91,6 +91,10 @@ fn bad_layers_are_refused_when_mica_imports_them() -> Result {
         cases.extend(hostile()?);
         let changed = Layer::gzip(&some_files())?.corrupted();
         let digest = changed.digest.clone();
+        // An engine tells only what it found; Mica also tells what was expected.
+        for case in cases.iter_mut().filter(|case| case.name == "wrong-diff-id") {
+            case.tells.push(case.layer.diff_id.clone());
+        }
         cases.push(Case { name: "changed-blob", layer: changed, tells: vec![digest] });
         for case in cases {
             let archive = archive_of(scene, &case)?;
@@ -118,12 +122,8 @@ fn names_below_a_symbolic_link_stay_inside_the_image() -> Result {
         layout.add_image("linked", &[Layer::gzip(&tar.finish())?])?;
         let image = scene.registry.push(layout.path(), "linked", "linked:1")?;
         scene.containerd.pull(&image)?;
-        let target = scene.folders().run().join("mounted");
-        std::fs::create_dir(&target)?;
-        let shown = target.display().to_string();
-        scene.containerd.ctr(&["image", "mount", &image, &shown])?;
-        let read = ["etc/escaped", "etc/escaped2"].map(|name| std::fs::read_to_string(target.join(name)));
-        scene.containerd.ctr(&["image", "unmount", "--rm", &shown])?;
+        let mounted = scene.containerd.mount_image(&image, "mica")?;
+        let read = ["etc/escaped", "etc/escaped2"].map(|name| std::fs::read_to_string(mounted.path().join(name)));
         let [one, two] = read;
         ensure_eq!((one?.as_str(), two?.as_str()), ("one", "two"), "files below symbolic links");
         ensure!(!Path::new("/etc/escaped").exists(), "a file escaped");
@@ -140,9 +140,9 @@ fn layer_changed_after_its_download_is_refused(scene: &mut Scene) -> Result {
     scene.containerd.fetch(&image)?;
     let blob = scene.containerd.blob(&layer.digest);
     std::fs::write(&blob, layer.corrupted().blob).context(blob.display())?;
-    let target = scene.folders().run().join("mounted").display().to_string();
-    std::fs::create_dir(&target)?;
-    scene.containerd.ctr_refused(&["image", "mount", &image, &target])?;
+    // Running an image that is not unpacked unpacks it first.
+    let refusal = command::run(&mut scene.containerd.run_command(&image, &["true"]), LATER)?.refusal()?;
+    ensure!(refusal.contains("extract") || refusal.contains("layer"), "it was not the unpacking: {refusal:?}");
     scene.containerd.remove_image(&image)?;
     require_nothing_left(scene, "a changed blob")?;
     require_alive(scene)

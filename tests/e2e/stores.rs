@@ -87,7 +87,7 @@ fn layer_tree_cut_in_half_is_told_and_others_are_served() -> Result {
             if path.is_file() { fs::remove_file(path)? } else { fs::remove_dir_all(path)? }
         }
         scene.daemon.start_again()?;
-        wait::until("containerd to reach the daemon again", SOON, || Ok(scene.containerd.snapshots().ok()))?;
+        scene.containerd.reach_snapshotter()?;
         let refusal = command::run(&mut scene.containerd.run_command(&station, &[]), wait::LATER)?.refusal()?;
         let told = format!("{refusal}{}", scene.daemon.log_tail(40));
         ensure!(told.contains(hex(&layers[1])) && told.contains("corrupt"), "it said {told}");
@@ -113,7 +113,7 @@ fn chain_tree_cut_in_half_is_made_anew() -> Result {
         }
         ensure!(cut > 0, "there was no chain tree");
         scene.daemon.start_again()?;
-        wait::until("containerd to reach the daemon again", SOON, || Ok(scene.containerd.snapshots().ok()))?;
+        scene.containerd.reach_snapshotter()?;
         let said = scene.containerd.run(&station, &[])?.text();
         ensure!(said.starts_with("station 2"), "it said {said:?}");
         Ok(())

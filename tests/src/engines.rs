@@ -3,8 +3,10 @@
 mod container;
 mod containerd;
 mod ctr;
+mod mounted;
 mod registry;
 
 pub use container::Container;
 pub use containerd::{Containerd, Snapshotter, Version};
+pub use mounted::Mounted;
 pub use registry::Registry;

@@ -41,7 +41,6 @@ impl FuseMounter {
     /// Mounts below `state`/mnt. `program` is this program's file, which also serves as the keeper of connections.
     pub fn new(state: &Path, store: &Arc<Store>, program: &Path) -> Result<FuseMounter> {
         let socket = state.join("keeper.sock");
-        make_folder(&state.join("mnt"))?;
         let keeper = Arc::new(start(&socket, program)?);
         let mounter = FuseMounter::with_keeper(state, store, keeper)?;
         Ok(FuseMounter { process: Some((socket, program.to_path_buf())), ..mounter })
@@ -50,7 +49,9 @@ impl FuseMounter {
     /// [`FuseMounter::new`] with a keeper that is not started anew when it dies.
     pub fn with_keeper(state: &Path, store: &Arc<Store>, keeper: Arc<Keeper>) -> Result<FuseMounter> {
         let mounts = state.join("mnt");
-        make_folder(&mounts)?;
+        // What programs may do below it is none of other users' business.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&mounts);
+        made.map_err(Error::io(format!("create {}", mounts.display())))?;
         let objects = Objects::sealed(store.objects_path()).map_err(fs_error("seal the objects"))?;
         Ok(FuseMounter {
             mounts,
@@ -106,7 +107,8 @@ impl Mounter for FuseMounter {
 
     fn mount(&self, plan: Plan) -> Result<Box<dyn Mounted>> {
         let mountpoint = self.mountpoint(plan.number);
-        make_folder(&mountpoint)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&mountpoint);
+        made.map_err(Error::io(format!("create {}", mountpoint.display())))?;
         let keeper = self.living_keeper()?;
         let session = self.union(&plan).and_then(|union| {
             union.begin()?;
@@ -201,12 +203,6 @@ fn serve(number: u64, session: mica_fs::Result<Session>) -> Result<Box<dyn Mount
         Ok(session) => Ok(Box::new(FuseMount { session })),
         Err(error) => Err(Error::Mount { number, reason: error.to_string() }),
     }
-}
-
-/// What programs do below it is none of other users' business.
-fn make_folder(path: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(Error::io(format!("create {}", path.display())))
 }
 
 fn start(socket: &Path, program: &Path) -> Result<Keeper> {

@@ -108,6 +108,12 @@ impl Containerd {
         Ok(rows.collect())
     }
 
+    /// Waits until the engine has a connection to its snapshotter again: after one was lost it tries anew only now and
+    /// then, and refuses everything in between.
+    pub fn reach_snapshotter(&self) -> Result {
+        wait::until("containerd to reach its snapshotter", SOON, || Ok(self.snapshots().ok().map(|_| ())))
+    }
+
     /// A name for a container that no other has.
     pub fn new_id(&self) -> String {
         format!("c{}", self.next_id.fetch_add(1, Ordering::Relaxed))
