@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use mica_fs::diff::write_diff;
 use mica_fs::inode::{FileKind, Timestamp};
@@ -45,13 +45,27 @@ struct Held {
     flags: OFlags,
 }
 
-fn store() -> &'static Arc<Store> {
-    static STORE: OnceLock<(Arc<Store>, TempDir)> = OnceLock::new();
-    let (store, _) = STORE.get_or_init(|| {
+/// A store in a folder that goes with it.
+#[derive(Debug)]
+pub struct Shared {
+    store: Arc<Store>,
+    _dir: TempDir,
+}
+
+/// The store that all tests use which run at the time.
+pub fn shared() -> Arc<Shared> {
+    static SHARED: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+    let mut known = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    known.upgrade().unwrap_or_else(|| {
         let dir = TempDir::new().unwrap();
-        (Store::open(dir.path()).unwrap(), dir)
-    });
-    store
+        let shared = Arc::new(Shared { store: Store::open(dir.path()).unwrap(), _dir: dir });
+        *known = Arc::downgrade(&shared);
+        shared
+    })
+}
+
+fn store() -> Arc<Store> {
+    shared().store.clone()
 }
 
 impl Direct {

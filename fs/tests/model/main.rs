@@ -36,34 +36,40 @@ fn base(steps: &[Step]) -> (TempDir, Model) {
 
 fn config() -> Config {
     // The length of a run in CI; more by PROPTEST_CASES.
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100);
     Config { cases, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() }
 }
 
-proptest! {
-    #![proptest_config(config())]
-
-    #[test]
-    fn union_over_directories_is_the_model(below in steps(40), above in steps(60)) {
+#[test]
+fn union_over_directories_is_the_model() {
+    proptest!(config(), |(below in steps(40), above in steps(60))| {
         let (dir, model) = base(&below);
         World::new(Direct::over_dirs(dir, Format::detect()), model).run(&above);
-    }
+    });
+}
 
-    #[test]
-    fn union_over_trees_is_the_model(below in steps(40), above in steps(60)) {
+#[test]
+fn union_over_trees_is_the_model() {
+    let _store = direct::shared();
+    proptest!(config(), |(below in steps(40), above in steps(60))| {
         let (dir, model) = base(&below);
         World::new(Direct::over_trees(dir, Format::detect()), model).run(&above);
-    }
+    });
+}
 
-    #[test]
-    fn union_over_directories_with_user_marks_is_the_model(below in steps(40), above in steps(60)) {
+#[test]
+fn union_over_directories_with_user_marks_is_the_model() {
+    proptest!(config(), |(below in steps(40), above in steps(60))| {
         let (dir, model) = base(&below);
         World::new(Direct::over_dirs(dir, Format::User), model).with_marks_on_files_alone().run(&above);
-    }
+    });
+}
 
-    #[test]
-    fn union_over_trees_with_user_marks_is_the_model(below in steps(40), above in steps(60)) {
+#[test]
+fn union_over_trees_with_user_marks_is_the_model() {
+    let _store = direct::shared();
+    proptest!(config(), |(below in steps(40), above in steps(60))| {
         let (dir, model) = base(&below);
         World::new(Direct::over_trees(dir, Format::User), model).with_marks_on_files_alone().run(&above);
-    }
+    });
 }

@@ -41,6 +41,7 @@ impl FuseMounter {
     /// Mounts below `state`/mnt. `program` is this program's file, which also serves as the keeper of connections.
     pub fn new(state: &Path, store: &Arc<Store>, program: &Path) -> Result<FuseMounter> {
         let socket = state.join("keeper.sock");
+        make_folder(&state.join("mnt"))?;
         let keeper = Arc::new(start(&socket, program)?);
         let mounter = FuseMounter::with_keeper(state, store, keeper)?;
         Ok(FuseMounter { process: Some((socket, program.to_path_buf())), ..mounter })
@@ -49,9 +50,7 @@ impl FuseMounter {
     /// [`FuseMounter::new`] with a keeper that is not started anew when it dies.
     pub fn with_keeper(state: &Path, store: &Arc<Store>, keeper: Arc<Keeper>) -> Result<FuseMounter> {
         let mounts = state.join("mnt");
-        // What programs may do below it is none of other users' business.
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&mounts);
-        made.map_err(Error::io(format!("create {}", mounts.display())))?;
+        make_folder(&mounts)?;
         let objects = Objects::sealed(store.objects_path()).map_err(fs_error("seal the objects"))?;
         Ok(FuseMounter {
             mounts,
@@ -74,15 +73,24 @@ impl FuseMounter {
         Arc::clone(&self.keeper.lock())
     }
 
-    /// The keeper, or a new one if it has died. Its mounts died with it, unless their server lives.
-    fn living_keeper(&self) -> Result<Arc<Keeper>> {
+    /// Starts a new keeper if the last one has died; says whether it did. Mounts that somebody serves live on.
+    fn revive_keeper(&self) -> bool {
         let mut keeper = self.keeper.lock();
-        if let Some((socket, program)) = &self.process
-            && keeper.held().is_err()
-        {
-            *keeper = Arc::new(start(socket, program)?);
+        let Some((socket, program)) = &self.process else { return false };
+        if keeper.held().is_ok() {
+            return false;
         }
-        Ok(Arc::clone(&keeper))
+        match start(socket, program) {
+            Ok(started) => *keeper = Arc::new(started),
+            Err(error) => tracing::error!(%error, "the keeper has died"),
+        }
+        true
+    }
+
+    fn attach(&self, plan: &Plan) -> mica_fs::Result<Session> {
+        let union = self.union(plan)?;
+        union.begin()?;
+        Session::mount(&self.keeper(), &id(plan.number), &self.mountpoint(plan.number), union, &self.options)
     }
 
     fn union(&self, plan: &Plan) -> mica_fs::Result<Arc<Union>> {
@@ -107,13 +115,11 @@ impl Mounter for FuseMounter {
 
     fn mount(&self, plan: Plan) -> Result<Box<dyn Mounted>> {
         let mountpoint = self.mountpoint(plan.number);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&mountpoint);
-        made.map_err(Error::io(format!("create {}", mountpoint.display())))?;
-        let keeper = self.living_keeper()?;
-        let session = self.union(&plan).and_then(|union| {
-            union.begin()?;
-            Session::mount(&keeper, &id(plan.number), &mountpoint, union, &self.options)
-        });
+        make_folder(&mountpoint)?;
+        let session = match self.attach(&plan) {
+            Err(mica_fs::Error::Keeper { .. }) if self.revive_keeper() => self.attach(&plan),
+            attached => attached,
+        };
         let mounted = serve(plan.number, session);
         if mounted.is_err() {
             remove_mountpoint(&mountpoint)?;
@@ -149,7 +155,11 @@ impl Mounter for FuseMounter {
         let mountpoint = self.mountpoint(number);
         detach(&mountpoint)?;
         remove_mountpoint(&mountpoint)?;
-        self.living_keeper()?.forget(&id(number)).map_err(fs_error("tell the keeper"))
+        match self.keeper().forget(&id(number)) {
+            // One that has died keeps nothing.
+            Err(mica_fs::Error::Keeper { .. }) if self.revive_keeper() => Ok(()),
+            told => told.map_err(fs_error("tell the keeper")),
+        }
     }
 
     fn finish(&self, lower: Arc<Tree>, folder: &Path) -> Result<()> {
@@ -203,6 +213,12 @@ fn serve(number: u64, session: mica_fs::Result<Session>) -> Result<Box<dyn Mount
         Ok(session) => Ok(Box::new(FuseMount { session })),
         Err(error) => Err(Error::Mount { number, reason: error.to_string() }),
     }
+}
+
+/// What programs do below it is none of other users' business.
+fn make_folder(path: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(Error::io(format!("create {}", path.display())))
 }
 
 fn start(socket: &Path, program: &Path) -> Result<Keeper> {
