@@ -102,8 +102,9 @@ impl Core {
     /// One thread writes the layer's tar into a pipe, this one takes it in.
     fn ingest_changes(&self, name: &str, number: u64, lower: Arc<Tree>) -> Result<Made> {
         let (reader, writer) = io::pipe().map_err(Error::io("make a pipe"))?;
-        let written = Arc::new(OnceLock::new());
-        let mut input = Piped { reader, written: Arc::clone(&written), core: self };
+        let outcome = Arc::new(OnceLock::new());
+        let written = Arc::clone(&outcome);
+        let mut input = Piped { reader, written: Arc::clone(&outcome), core: self };
         let folder = self.folder(number);
         let mounter = self.live.mounter();
         let options = IngestOptions {
@@ -122,9 +123,12 @@ impl Core {
                 drop(written.set(result));
                 drop(out.into_parts());
             });
-            self.store.ingest_held(&mut input, &options, &())
+            let ingested = self.store.ingest_held(&mut input, &options, &());
+            // A reader that gave up must be gone, or the writer waits for room in the pipe for ever.
+            drop(input);
+            ingested
         });
-        let written = Arc::into_inner(input.written).and_then(OnceLock::into_inner);
+        let written = Arc::into_inner(outcome).and_then(OnceLock::into_inner);
         match (written, ingested) {
             // The writer's own failure says more than the reader's, unless it only found the reader gone.
             (Some(Err(error)), Err(reading)) => Err(if is_broken_pipe(&error) { reading.into() } else { error }),

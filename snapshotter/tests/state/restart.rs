@@ -80,6 +80,29 @@ fn commit_that_died_before_its_mount_ended_is_finished() {
     world.remove_all();
 }
 
+/// More than a pipe holds: whoever writes the layer waits for a reader, who has gone.
+#[test]
+fn stop_while_much_is_settled_ends_and_the_next_start_settles_it() {
+    let mut world = World::new();
+    world.machine.close_gate();
+    let number = world.active("x", "");
+    world.write(number, "new", &"content".repeat(1 << 20));
+    world.committed("c", "x");
+    let machine = std::sync::Arc::clone(&world.machine);
+    let opening = std::thread::spawn(move || {
+        machine.until_waiting();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        machine.open_gate();
+    });
+    world.stop();
+    opening.join().unwrap();
+    world.start();
+    world.settle("c").unwrap();
+    world.view("look", "c", labels(&[])).unwrap();
+    assert_eq!(world.names_below("look"), ["new"]);
+    world.remove_all();
+}
+
 #[test]
 fn settling_that_failed_goes_on_after_a_restart() {
     let mut world = World::new();
