@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mica_fs::lower::DirsLower;
@@ -17,7 +17,7 @@ struct Scene {
     union: Union,
 }
 
-fn open(dir: &std::path::Path) -> Union {
+fn open(dir: &Path) -> Union {
     let format = Format::detect();
     let lower = DirsLower::open(&[dir.join("lower")], format).unwrap();
     let upper = Upper::open(&dir.join("upper"), &dir.join("work"), format).unwrap();
@@ -25,12 +25,12 @@ fn open(dir: &std::path::Path) -> Union {
 }
 
 impl Scene {
-    fn new(build: impl FnOnce(PathBuf)) -> Scene {
+    fn new(build: impl FnOnce(&Path)) -> Scene {
         let dir = tempfile::tempdir().unwrap();
         for part in ["lower", "upper", "work"] {
             fs::create_dir(dir.path().join(part)).unwrap();
         }
-        build(dir.path().join("lower"));
+        build(&dir.path().join("lower"));
         let union = open(dir.path());
         Scene { dir, union }
     }
@@ -122,7 +122,7 @@ impl Scene {
     }
 }
 
-fn sample(lower: PathBuf) {
+fn sample(lower: &Path) {
     fs::create_dir_all(lower.join("dir/deep")).unwrap();
     fs::write(lower.join("dir/file"), "lower file").unwrap();
     fs::write(lower.join("dir/deep/leaf"), "leaf").unwrap();
@@ -365,6 +365,27 @@ fn new_inodes_belong_to_the_caller_and_setgid_directories_hand_their_group_down(
     scene.union.release(fh);
     let on_disk = fs::metadata(scene.upper("team/file")).unwrap();
     assert_eq!((on_disk.uid(), on_disk.gid(), on_disk.permissions().mode() & 0o7777), (1000, 55, 0o644));
+}
+
+#[test]
+fn new_inodes_replace_whiteouts_that_hide_nothing() {
+    let scene = Scene::new(sample);
+    for name in ["a", "b", "c"] {
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            scene.upper(name),
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::empty(),
+            0,
+        )
+        .unwrap();
+    }
+    let caller = Caller { uid: 1000, gid: 1000, pid: 1, umask: 0 };
+    assert!(scene.find("a").is_none());
+    scene.union.mkdir(&caller, ROOT, b"a", 0o755).unwrap();
+    scene.union.symlink(&caller, ROOT, b"b", b"a").unwrap();
+    scene.union.mkdir(&Caller::default(), ROOT, b"c", 0o755).unwrap();
+    assert_eq!(scene.again().names(""), ["a", "b", "c", "dir", "empty", "link", "top"]);
 }
 
 #[test]

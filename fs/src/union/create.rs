@@ -89,42 +89,27 @@ impl Union {
         self.copy_up_parent(parent)?;
         let _names = self.names.read();
         let target = self.target(caller, parent, name, mode, new)?;
-        let file = if self.fits_in_place(&target, new) {
-            match make_in_place(&target, new) {
-                // The name was free a moment ago, or is a whiteout's.
-                Err(Errno::EXIST) if self.see(parent, name).is_ok_and(|seen| matches!(seen, Seen::Whiteout)) => {
-                    self.make_aside(&Target { whiteout: true, ..target }, new)?
-                }
-                made => made?,
+        let in_place = target.fits_in_place(new);
+        let made =
+            if in_place { make_in_place(&target, new).map_err(Error::from) } else { self.make_aside(&target, new) };
+        let file = match made {
+            // The name was free a moment ago, or is a whiteout's that hides nothing.
+            Err(Error::Refused(Errno::EXIST))
+                if !target.whiteout && matches!(self.see(parent, name), Ok(Seen::Whiteout)) =>
+            {
+                self.make_aside(&Target { whiteout: true, ..target }, new)?
             }
-        } else {
-            self.make_aside(&target, new)?
+            made => made?,
         };
         self.enter_new(parent, name, new).map(|attr| (attr, file))
     }
 
     fn target<'a>(&self, caller: &Caller, parent: Ino, name: &'a [u8], mode: u32, new: New<'_>) -> Result<Target<'a>> {
         let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;
-        if self.see_lower(parent, name)?.is_some() {
-            return match self.see(parent, name)? {
-                Seen::Whiteout => self.target_over(caller, parent, name, mode, new, dir, true),
-                _ => Err(Errno::EXIST.into()),
-            };
+        let whiteout = self.see_lower(parent, name)?.is_some();
+        if whiteout && !matches!(self.see(parent, name)?, Seen::Whiteout) {
+            return Err(Errno::EXIST.into());
         }
-        self.target_over(caller, parent, name, mode, new, dir, false)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
-    fn target_over<'a>(
-        &self,
-        caller: &Caller,
-        parent: Ino,
-        name: &'a [u8],
-        mode: u32,
-        new: New<'_>,
-        dir: Arc<OwnedFd>,
-        whiteout: bool,
-    ) -> Result<Target<'a>> {
         let dir_stat = rustix::fs::fstat(&dir)?;
         let inherits = dir_stat.st_mode & libc::S_ISGID != 0;
         let acl = Spot::Fd(Arc::clone(&dir)).xattr(acl::DEFAULT).unwrap_or_default();
@@ -137,24 +122,6 @@ impl Union {
         }
         let owner = (caller.uid, if inherits { dir_stat.st_gid } else { caller.gid });
         Ok(Target { parent, name, dir, dir_stat, owner, mode, whiteout, acl })
-    }
-
-    /// Whether one call makes it, owner and all.
-    fn fits_in_place(&self, target: &Target<'_>, new: New<'_>) -> bool {
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let given = match target.dir_stat.st_mode & libc::S_ISGID {
-            0 => own,
-            _ => (own.0, target.dir_stat.st_gid),
-        };
-        let plain = !matches!(new, New::ZeroDevice) && !target.whiteout;
-        // mkdir and open leave set-id and sticky bits to chmod.
-        let bits = match new {
-            New::Dir => {
-                target.mode & 0o6000 == 0 || target.dir_stat.st_mode & libc::S_ISGID != 0 && target.mode & 0o4000 == 0
-            }
-            _ => true,
-        };
-        plain && bits && (target.owner == given || target.acl.is_some())
     }
 
     fn make_aside(&self, target: &Target<'_>, new: New<'_>) -> Result<Option<File>> {
@@ -225,6 +192,26 @@ impl Union {
         let node = Node::named(parent, name, stat.st_ino, None);
         self.nodes.lock().enter(attr.ino, node).lookups += 1;
         Ok(attr)
+    }
+}
+
+impl Target<'_> {
+    /// Whether one call makes it, owner and all.
+    fn fits_in_place(&self, new: New<'_>) -> bool {
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let given = match self.dir_stat.st_mode & libc::S_ISGID {
+            0 => own,
+            _ => (own.0, self.dir_stat.st_gid),
+        };
+        let plain = !matches!(new, New::ZeroDevice) && !self.whiteout;
+        // mkdir and open leave set-id and sticky bits to chmod.
+        let bits = match new {
+            New::Dir => {
+                self.mode & 0o6000 == 0 || self.dir_stat.st_mode & libc::S_ISGID != 0 && self.mode & 0o4000 == 0
+            }
+            _ => true,
+        };
+        plain && bits && (self.owner == given || self.acl.is_some())
     }
 }
 

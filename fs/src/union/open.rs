@@ -276,8 +276,7 @@ impl Union {
             _ => return Err(Errno::INVAL.into()),
         };
         match self.contents_of(fh)? {
-            Contents::Upper(file) => Ok(rustix::fs::seek(&*file, to)?),
-            Contents::Lower(LowerFile::File { file, .. }) => Ok(rustix::fs::seek(&*file, to)?),
+            Contents::Upper(file) | Contents::Lower(LowerFile::File { file, .. }) => Ok(rustix::fs::seek(&*file, to)?),
             Contents::Lower(LowerFile::Inline { .. }) => {
                 let size = self.lower()?.attr(self.file(fh)?.ino)?.size;
                 match whence {

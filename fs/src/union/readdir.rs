@@ -91,15 +91,14 @@ impl Union {
     ) -> Result<()> {
         let start = usize::try_from(after.saturating_sub(DOT_DOT)).unwrap_or(usize::MAX);
         for (at, entry) in listing.iter().enumerate().skip(start) {
-            let attr = match plus {
-                true => match self.lookup(dir, &entry.name) {
-                    Ok(Some(attr)) => Some(attr),
+            let mut attr = None;
+            if plus {
+                attr = self.lookup(dir, &entry.name)?;
+                if attr.is_none() {
                     // Gone since the listing.
-                    Ok(None) => continue,
-                    Err(error) => return Err(error),
-                },
-                false => None,
-            };
+                    continue;
+                }
+            }
             let (ino, kind) = attr.map_or((entry.ino, entry.kind), |attr| (attr.ino, attr.kind));
             let cookie = at as u64 + 1 + DOT_DOT;
             if !each(DirEntry { ino, kind, name: &entry.name, cookie, attr }) {

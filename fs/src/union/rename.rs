@@ -78,7 +78,7 @@ impl Union {
             Seen::Lower(target) => self.require_replaceable(source, target.ino, target.is_dir())?,
             Seen::Nothing | Seen::Whiteout => {}
         }
-        let device = if leave_device { Some(self.prepare_device(upper)?) } else { None };
+        let device = if leave_device { Some(prepare_device(upper)?) } else { None };
         self.prepare_move(source, to)?;
         if let Seen::Upper(target) = &target {
             self.nodes.lock().enter(target.ino, target.node(to.dir, to.name));
@@ -204,16 +204,6 @@ impl Union {
         Ok(())
     }
 
-    fn prepare_device(&self, upper: &Upper) -> Result<Spot> {
-        use rustix::fs::{Mode, OFlags};
-        let made = upper.temporary();
-        let Spot::At(dir, name) = &made else { return Err(Errno::INVAL.into()) };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        rustix::fs::openat(dir, name, flags, Mode::empty())?;
-        upper.format.set(&made, Mark::Device, b"y")?;
-        Ok(made)
-    }
-
     /// Notes in the tables what the disk has done.
     fn moved(&self, from: At<'_>, source: &Entry, to: At<'_>) {
         self.nodes.lock().rename(source.ino, (from.dir, from.name), (to.dir, to.name));
@@ -222,6 +212,17 @@ impl Union {
             self.forget_links(to.dir);
         }
     }
+}
+
+/// A program's char device 0:0, to be put where a file was moved away.
+fn prepare_device(upper: &Upper) -> Result<Spot> {
+    use rustix::fs::{Mode, OFlags};
+    let made = upper.temporary();
+    let Spot::At(dir, name) = &made else { return Err(Errno::INVAL.into()) };
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    upper.format.set(&made, Mark::Device, b"y")?;
+    Ok(made)
 }
 
 /// Makes an empty-looking directory really empty, which is seen by nobody: it is opaque before its whiteouts go.

@@ -113,9 +113,8 @@ impl Spot {
     /// The names of all extended attributes.
     pub(crate) fn xattr_names(&self) -> Result<Vec<Vec<u8>>, Errno> {
         let (path, follow) = self.path();
-        let list = |buffer: &mut [u8]| match follow {
-            true => rustix::fs::listxattr(&path, buffer),
-            false => rustix::fs::llistxattr(&path, buffer),
+        let list = |buffer: &mut [u8]| {
+            if follow { rustix::fs::listxattr(&path, buffer) } else { rustix::fs::llistxattr(&path, buffer) }
         };
         let mut buffer = vec![0; 1024];
         let length = match list(&mut buffer) {
@@ -133,9 +132,8 @@ impl Spot {
     /// An extended attribute; `None` when there is none of this name.
     pub(crate) fn xattr(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
         let (path, follow) = self.path();
-        let get = |buffer: &mut [u8]| match follow {
-            true => rustix::fs::getxattr(&path, name, buffer),
-            false => rustix::fs::lgetxattr(&path, name, buffer),
+        let get = |buffer: &mut [u8]| {
+            if follow { rustix::fs::getxattr(&path, name, buffer) } else { rustix::fs::lgetxattr(&path, name, buffer) }
         };
         let mut buffer = vec![0; 256];
         let length = match get(&mut buffer) {
@@ -152,17 +150,15 @@ impl Spot {
 
     pub(crate) fn set_xattr(&self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), Errno> {
         let (path, follow) = self.path();
-        match follow {
-            true => rustix::fs::setxattr(&path, name, value, flags),
-            false => rustix::fs::lsetxattr(&path, name, value, flags),
+        if follow {
+            rustix::fs::setxattr(&path, name, value, flags)
+        } else {
+            rustix::fs::lsetxattr(&path, name, value, flags)
         }
     }
 
     pub(crate) fn remove_xattr(&self, name: &[u8]) -> Result<(), Errno> {
         let (path, follow) = self.path();
-        match follow {
-            true => rustix::fs::removexattr(&path, name),
-            false => rustix::fs::lremovexattr(&path, name),
-        }
+        if follow { rustix::fs::removexattr(&path, name) } else { rustix::fs::lremovexattr(&path, name) }
     }
 }
