@@ -6,6 +6,7 @@
 mod queue;
 
 use std::io::{self, BufWriter, Read, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -31,7 +32,10 @@ impl Core {
     /// A thread that settles.
     pub(super) fn settle_queued(&self) {
         while let Some((name, number)) = self.queue.next() {
-            match self.settle(&name, number) {
+            // A panic must not take the job with it: children would wait for ever.
+            let settled = catch_unwind(AssertUnwindSafe(|| self.settle(&name, number)));
+            let broken = |_| Err(Error::Unavailable { reason: "a fault in the program; see its log".into() });
+            match settled.unwrap_or_else(broken) {
                 Ok(()) => self.queue.done(&name, number),
                 Err(_) if self.is_closed() => {}
                 Err(error) => {
