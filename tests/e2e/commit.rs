@@ -89,7 +89,7 @@ fn committed_container_is_seen_by_a_child(scene: &mut Scene) -> Result {
     std::fs::write(child.path().join("srv/mine"), "the child's").context("write in the child")?;
 
     // A second child does not see what the first one wrote, and the committed snapshot can't go before them.
-    scene.containerd.ctr(&["snapshots", "view", "second", "changed"])?;
+    scene.containerd.ctr(&["snapshots", "prepare", "second", "changed"])?;
     let second = scene.containerd.mount_snapshot("second")?;
     ensure_eq!(std::fs::read_to_string(second.path().join("srv/mine"))?, "mine\n", "the second child");
     drop((child, second));

@@ -26,7 +26,9 @@ fn removed_containers_and_images_give_their_space_back(scene: &mut Scene) -> Res
     wait::until("the container's 20 MiB to be free", SOON, || {
         Ok((disk_bytes(&snapshots)? < empty + (1 << 20)).then_some(()))
     })?;
-    ensure!(mounts_below(scene.daemon.state())?.len() < mounts, "the container's mount is left");
+    wait::until("the container's mount to go", SOON, || {
+        Ok((mounts_below(scene.daemon.state())?.len() < mounts).then_some(()))
+    })?;
 
     scene.containerd.remove_image(&image)?;
     ensure_eq!(scene.containerd.snapshots()?, [], "snapshots");

@@ -8,7 +8,7 @@ use super::containerd::Containerd;
 use crate::command::{self, succeed};
 use crate::failure::{Context as _, Result};
 use crate::oci::digest_of;
-use crate::wait::SOON;
+use crate::wait::{self, SOON};
 
 /// A mounted snapshot. Dropped, it is unmounted; the view that was made for it is removed.
 #[derive(Debug)]
@@ -43,7 +43,14 @@ impl Containerd {
     pub fn mount_image(&self, reference: &str, snapshotter: &str) -> Result<Mounted<'_>> {
         let view = format!("view-{}", self.new_id());
         let chain = chain_id(&self.diff_ids(reference)?).context("an image has layers")?;
-        self.ctr(&["snapshots", "--snapshotter", snapshotter, "view", &view, &chain])?;
+        // A view has no owner until it is labelled: a collection of garbage in between takes it away again.
+        wait::until(&format!("a view of {reference}"), SOON, || {
+            self.ctr(&["snapshots", "--snapshotter", snapshotter, "view", &view, &chain])?;
+            let label = ["snapshots", "--snapshotter", snapshotter, "label", &view, "containerd.io/gc.root=now"];
+            let labelled = command::run(&mut self.command(&label), SOON)?;
+            crate::ensure!(labelled.status.success() || labelled.complaint().contains("not found"), "{labelled}");
+            Ok(labelled.status.success().then_some(()))
+        })?;
         self.mount(snapshotter, &view.clone(), Some(view))
     }
 
