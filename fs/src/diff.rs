@@ -12,6 +12,7 @@
 //! Two runs over the same upper give the same bytes: names come in the order of their bytes, whiteouts before the rest, as
 //! the specification recommends.
 
+mod layer;
 mod links;
 mod tar;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT};
 use crate::lower::{Lower, LowerFile};
 use crate::upper::{DIRECTORY, Found, Marks, Spot, Upper, read_dir};
+pub use layer::write_layer;
 use links::Told;
 use tar::{Head, Kind, Writer};
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use mica_layerdb::tree::Tree;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 pub use fuse::FuseMounter;
 
 /// Finds the lower tree of a mount. Called when somebody first needs it, which may be never; may wait, and may be called
@@ -63,6 +63,12 @@ pub trait Mounter: fmt::Debug + Send + Sync {
     /// Writes what a writable folder changes in `lower` as a layer's tar and returns the number of entries. The folder may
     /// be mounted.
     fn write_changes(&self, lower: Arc<Tree>, folder: &Path, out: &mut dyn Write) -> Result<u64>;
+
+    /// Writes the layer that a tree is of as a tar.
+    fn write_layer(&self, layer: Arc<Tree>, out: &mut dyn Write) -> Result<()> {
+        let _ = (layer, out);
+        Err(Error::Unavailable { reason: "layers are not told here".into() })
+    }
 
     /// Lets go of what outlives this process, once nothing is mounted.
     fn stop(&self) -> Result<()>;

@@ -223,6 +223,38 @@ fn diff_of_a_mounted_snapshot_holds_its_changes_and_disturbs_nobody() {
 }
 
 #[test]
+fn diff_of_a_committed_snapshot_is_its_layer() {
+    let Some(world) = World::new() else { return };
+    world.prepare("extract", "");
+    world.apply("extract", &tar(&[("kept", "1"), ("deleted", "3")]));
+    world.commit("base", "extract");
+    let root = world.prepare("a", "base");
+    fs::write(root.join("new"), vec![7; 100_000]).unwrap();
+    fs::remove_file(root.join("deleted")).unwrap();
+    world.commit("top", "a");
+    let view = |key: &str, parent: &str| world.on().view(key, parent, BTreeMap::new()).unwrap();
+    let (nothing, base, top) = (view("0", ""), view("1", "base"), view("2", "top"));
+    let diff = |lower: &[Mount], upper: &[Mount]| {
+        let mut out = Vec::new();
+        let told = world.on().diff(lower, upper, &mut out).unwrap();
+        told.map(|()| {
+            let mut archive = tar::Archive::new(&out[..]);
+            let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+            names.filter(|name| name != "./").collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(diff(&base, &top).unwrap(), [".wh.deleted", "new"]);
+    assert_eq!(diff(&nothing, &base).unwrap(), ["deleted", "kept"]);
+    assert_eq!(diff(&[], &base).unwrap(), ["deleted", "kept"]);
+    assert_eq!(diff(&top, &top).unwrap(), [""; 0]);
+    assert_eq!(diff(&nothing, &top), None, "more than one layer");
+    // An active snapshot that a layer was applied to.
+    let applied = world.on().prepare("applied", "base", BTreeMap::new()).unwrap();
+    world.apply("applied", &tar(&[("f", "x")]));
+    assert_eq!(diff(&base, &applied).unwrap(), ["f"]);
+}
+
+#[test]
 fn many_containers_of_one_image_start_at_once() {
     let Some(world) = World::new() else { return };
     world.prepare("extract", "");

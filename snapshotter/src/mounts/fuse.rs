@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mica_fs::diff::write_diff;
+use mica_fs::diff::{write_diff, write_layer};
 use mica_fs::keeper::Keeper;
 use mica_fs::lower::{Lower, TreeLower};
 use mica_fs::session::{MountOptions, Session};
@@ -179,6 +179,11 @@ impl Mounter for FuseMounter {
         }
         let written = self.upper(folder, "look").and_then(|upper| write_diff(&self.lower(lower), &upper, out));
         Ok(written.map_err(fs_error(format!("read the changes in {}", folder.display())))?.entries)
+    }
+
+    fn write_layer(&self, layer: Arc<Tree>, out: &mut dyn Write) -> Result<()> {
+        let written = write_layer(&layer, &self.objects, out);
+        written.map(drop).map_err(fs_error(format!("tell layer {}", layer.name())))
     }
 
     fn stop(&self) -> Result<()> {

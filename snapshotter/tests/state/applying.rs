@@ -251,6 +251,8 @@ fn diff_of_anything_else_is_left_to_others() {
     let applied = world.prepare("applied", "base", labels(&[])).unwrap();
     world.apply(&applied, incoming(TAR, &tar(&[("f", "x")]))).unwrap().unwrap();
     let base = world.view("b", "base", labels(&[])).unwrap();
+    let number = super::world::number_of(&applied);
+    world.write(number, "more", "x");
     none(&base, &applied);
     none(&applied, &x);
     world.remove_all();

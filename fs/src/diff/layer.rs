@@ -1,0 +1,240 @@
+//! A layer that is in the store, told again: taken in anew, it makes the same tree byte for byte.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use mica_layerdb::tree::{Content, FileKind, Inode, Nid, Tree};
+use rustix::io::Errno;
+
+use super::tar::{Head, Kind, Writer};
+use super::{DEPTH_MAX, DiffStats, OPAQUE, PIECE, WHITEOUT};
+use crate::error::{Error, Result};
+use crate::lower::read_full;
+use crate::objects::Objects;
+
+/// Writes the layer that `tree` is of as an uncompressed tar. Its bytes are not those of the tar that it came from.
+pub fn write_layer(tree: &Tree, objects: &Objects, out: &mut dyn Write) -> Result<DiffStats> {
+    let mut export = Export {
+        tree,
+        objects,
+        out: Writer::new(out),
+        linked: HashMap::new(),
+        buffer: vec![0; PIECE],
+        stats: DiffStats::default(),
+    };
+    let root = tree.inode(tree.root())?;
+    let mut frames = vec![Vec::new()];
+    export.directory(&root, b"./", b"", &mut frames)?;
+    while let Some(frame) = frames.last_mut() {
+        let Some((path, nid)) = frame.pop() else {
+            frames.pop();
+            continue;
+        };
+        if frames.len() == DEPTH_MAX {
+            let path = path.escape_ascii().to_string();
+            return Err(Error::Layer { path, reason: "is too deep".into(), errno: Errno::NAMETOOLONG });
+        }
+        let inode = tree.inode(nid)?;
+        if inode.kind == FileKind::Directory {
+            let inside = [&path[..], b"/"].concat();
+            frames.push(Vec::new());
+            export.directory(&inode, &inside, &inside, &mut frames)?;
+        } else {
+            export.file(&inode, &path)?;
+        }
+    }
+    let Export { out, mut stats, .. } = export;
+    stats.bytes = out.finish()?;
+    Ok(stats)
+}
+
+/// The entries of a directory that are still to be told, last first.
+type Frame = Vec<(Vec<u8>, Nid)>;
+
+struct Export<'a> {
+    tree: &'a Tree,
+    objects: &'a Objects,
+    out: Writer<'a>,
+    /// The first paths of files with several names.
+    linked: HashMap<Nid, Box<[u8]>>,
+    buffer: Vec<u8>,
+    stats: DiffStats,
+}
+
+impl Export<'_> {
+    /// Tells a directory and what it hides; its entries go to the last frame. Paths in it begin with `inside`.
+    fn directory(&mut self, inode: &Inode, path: &[u8], inside: &[u8], frames: &mut [Frame]) -> Result<()> {
+        if !self.tree.is_implied(inode)? {
+            self.head(inode, path, b"", 0)?;
+        }
+        if self.tree.is_opaque(inode)? {
+            self.mark(&[inside, OPAQUE].concat())?;
+        }
+        let mut entries = Vec::new();
+        for entry in self.tree.entries(inode, 0)? {
+            let entry = entry?;
+            if entry.kind == FileKind::CharDevice && self.tree.inode(entry.nid)?.is_whiteout() {
+                self.mark(&[inside, WHITEOUT, entry.name].concat())?;
+            } else {
+                entries.push(([inside, entry.name].concat(), entry.nid));
+            }
+        }
+        entries.reverse();
+        if let Some(frame) = frames.last_mut() {
+            *frame = entries;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, inode: &Inode, path: &[u8]) -> Result<()> {
+        if inode.kind == FileKind::Socket {
+            tracing::warn!(path = %path.escape_ascii(), "a socket is left out of a layer");
+            self.stats.left_out += 1;
+            return Ok(());
+        }
+        if inode.nlink > 1 {
+            if let Some(first) = self.linked.get(&inode.nid) {
+                let link = Head { path, kind: Kind::HardLink, link: first, size: 0, xattrs: &[], ..head(inode) };
+                self.stats.entries += 1;
+                return Ok(self.out.head(&link)?);
+            }
+            self.linked.insert(inode.nid, path.into());
+        }
+        match inode.kind {
+            FileKind::Symlink => self.head(inode, path, &self.tree.link_target(inode)?, 0),
+            FileKind::Regular => self.regular(inode, path),
+            _ => self.head(inode, path, b"", 0),
+        }
+    }
+
+    fn regular(&mut self, inode: &Inode, path: &[u8]) -> Result<()> {
+        self.head(inode, path, b"", inode.size)?;
+        match self.tree.content(inode)? {
+            Content::Inline(bytes) => self.out.write(bytes)?,
+            Content::Object(id) => {
+                let file = self.objects.open(id)?;
+                let mut at = 0;
+                while at < inode.size {
+                    let wanted = usize::try_from(inode.size - at).unwrap_or(PIECE).min(PIECE);
+                    if read_full(&file, at, &mut self.buffer[..wanted])? < wanted {
+                        let reason = format!("object {id} is shorter than its tree says");
+                        return Err(Error::Unavailable { reason, errno: Errno::IO });
+                    }
+                    self.out.write(&self.buffer[..wanted])?;
+                    at += wanted as u64;
+                }
+            }
+        }
+        Ok(self.out.pad(inode.size)?)
+    }
+
+    fn head(&mut self, inode: &Inode, path: &[u8], link: &[u8], size: u64) -> Result<()> {
+        let mut xattrs = Vec::new();
+        for (name, value) in self.tree.xattrs(inode)? {
+            if name.contains(&b'=') {
+                tracing::warn!(path = %path.escape_ascii(), name = %name.escape_ascii(), "an attribute is left out");
+                self.stats.left_out += 1;
+            } else {
+                xattrs.push((name, value.to_vec()));
+            }
+        }
+        xattrs.sort();
+        self.stats.entries += 1;
+        Ok(self.out.head(&Head { path, link, size, xattrs: &xattrs, ..head(inode) })?)
+    }
+
+    fn mark(&mut self, path: &[u8]) -> Result<()> {
+        self.stats.entries += 1;
+        Ok(self.out.head(&Head::mark(path))?)
+    }
+}
+
+fn head(inode: &Inode) -> Head<'static> {
+    let &Inode { kind, mode, uid, gid, mtime, rdev, .. } = inode;
+    Head { path: b"", kind: Kind::Inode(kind), link: b"", mode, uid, gid, mtime, rdev, size: 0, xattrs: &[] }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    use mica_layerdb::{IngestOptions, Layer, Store};
+
+    use super::*;
+
+    fn entry<'a>(path: &'a [u8], kind: FileKind) -> Head<'a> {
+        Head { path, kind: Kind::Inode(kind), mode: 0o751, uid: 3_000_000, gid: 7, ..Head::mark(path) }
+    }
+
+    fn ingest(store: &Arc<Store>, tar: Vec<u8>) -> Layer {
+        store.ingest(&mut Cursor::new(tar), &IngestOptions::default(), &()).unwrap()
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut tar = Writer::new(&mut out);
+        let long = [b"implied/".as_slice(), &[b'x'; 200], b"/", &[0xff; 120]].concat();
+        let xattrs =
+            [(b"user.mime".to_vec(), b"a=b\n\0".to_vec()), (b"trusted.overlay.opaque".to_vec(), b"y".to_vec())];
+        let large: Vec<u8> = (0..600_000_u32).map(|at| (at / 7) as u8).collect();
+        let kinds = [
+            entry(b"./", FileKind::Directory),
+            entry(b"dir/", FileKind::Directory),
+            Head::mark(b"dir/.wh..wh..opq"),
+            Head::mark(b"dir/.wh.gone"),
+            Head::mark(b"only/.wh.gone"),
+            Head { size: 5, xattrs: &xattrs, ..entry(b"dir/small", FileKind::Regular) },
+            Head { size: 600_000, ..entry(&long, FileKind::Regular) },
+            Head { kind: Kind::HardLink, link: &long, ..entry(b"again", FileKind::Regular) },
+            Head { link: b"../some\xfe/where", ..entry(b"dir/link", FileKind::Symlink) },
+            Head { rdev: 0x0801, ..entry(b"dir/disk", FileKind::BlockDevice) },
+            Head { rdev: 0x0103, ..entry(b"dir/null", FileKind::CharDevice) },
+            entry(b"pipe", FileKind::Fifo),
+            entry(b"empty", FileKind::Regular),
+        ];
+        for head in &kinds {
+            tar.head(head).unwrap();
+            let contents: &[u8] = if head.size == 5 { b"small" } else { &large };
+            tar.write(&contents[..head.size as usize]).unwrap();
+            tar.pad(head.size).unwrap();
+        }
+        tar.finish().unwrap();
+        out
+    }
+
+    #[test]
+    fn layer_told_again_makes_the_same_tree() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let objects = Objects::sealed(store.objects_path()).unwrap();
+        let layer = ingest(&store, sample());
+        let tell = |layer: &Layer| {
+            let mut out = Vec::new();
+            let stats = write_layer(&store.layer_tree(layer.diff_id).unwrap(), &objects, &mut out).unwrap();
+            assert_eq!((stats.bytes, stats.left_out), (out.len() as u64, 0));
+            (stats, out)
+        };
+        let (stats, told) = tell(&layer);
+        // Nothing is told twice or made up.
+        assert_eq!(stats.entries, layer.entries);
+        let again = ingest(&store, told.clone());
+        assert_eq!((again.tree_digest, again.tree_bytes), (layer.tree_digest, layer.tree_bytes));
+        assert_eq!(tell(&again).1, told);
+    }
+
+    #[test]
+    fn missing_object_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let layer = ingest(&store, sample());
+        let tree = store.layer_tree(layer.diff_id).unwrap();
+        for object in std::fs::read_dir(store.objects_path()).unwrap() {
+            std::fs::remove_dir_all(object.unwrap().path()).unwrap();
+        }
+        let objects = Objects::sealed(store.objects_path()).unwrap();
+        let error = write_layer(&tree, &objects, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("object sha256:"), "{error}");
+    }
+}
