@@ -79,6 +79,11 @@ pub trait Mounted: fmt::Debug + Send + Sync {
     /// Whether it is mounted still: somebody else may have unmounted it.
     fn is_live(&self) -> bool;
 
+    /// Whether nobody uses it any more, here or in another namespace.
+    fn has_ended(&self) -> bool {
+        !self.is_live()
+    }
+
     /// Takes the mount away and removes the mountpoint; returns when the last program has let go of it.
     fn unmount(self: Box<Self>) -> Result<()>;
 

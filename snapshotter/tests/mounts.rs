@@ -164,6 +164,15 @@ fn mount_taken_away_by_hand_is_made_anew_with_its_contents() {
     rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH).unwrap();
     assert_eq!(place(&world.on().mounts("a").unwrap()), root);
     assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "x");
+
+    // Not while a program is in the old one.
+    let open = File::open(root.join("file")).unwrap();
+    rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let error = world.on().mounts("a").unwrap_err().to_string();
+    assert!(error.contains("programs still use it"), "{error}");
+    drop(open);
+    assert_eq!(place(&world.on().mounts("a").unwrap()), root);
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "x");
 }
 
 #[test]

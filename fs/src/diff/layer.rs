@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    fn entry<'a>(path: &'a [u8], kind: FileKind) -> Head<'a> {
+    fn entry(path: &[u8], kind: FileKind) -> Head<'_> {
         Head { path, kind: Kind::Inode(kind), mode: 0o751, uid: 3_000_000, gid: 7, ..Head::mark(path) }
     }
 

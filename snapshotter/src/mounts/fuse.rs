@@ -201,6 +201,10 @@ impl Mounted for FuseMount {
         !self.session.has_ended() && is_mountpoint(self.session.mountpoint())
     }
 
+    fn has_ended(&self) -> bool {
+        self.session.has_ended()
+    }
+
     fn unmount(self: Box<Self>) -> Result<()> {
         self.session.try_unmount(true).map_err(fs_error("unmount"))?;
         remove_mountpoint(self.session.mountpoint())?;

@@ -43,18 +43,29 @@ impl<B: Send + Sync + 'static> Live<B> {
         &self.mounter
     }
 
-    /// Whether the mount is there. One that somebody else took away is forgotten.
+    /// Whether the mount is there.
     pub(crate) fn is_serving(&self, number: u64) -> bool {
-        let mut table = self.table.lock();
-        let Some(serving) = table.serving.get(&number) else { return false };
-        if serving.mounted.is_live() {
-            return true;
+        self.table.lock().serving.get(&number).is_some_and(|serving| serving.mounted.is_live())
+    }
+
+    /// Forgets a mount that somebody else took away, once no program uses it any more; two mounts of one folder would
+    /// not know of each other's changes. False if that has not come in time.
+    pub(crate) fn forget_gone(&self, number: u64, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut table = self.table.lock();
+            if table.serving.get(&number).is_none_or(|serving| serving.mounted.has_ended()) {
+                let gone = table.serving.remove(&number);
+                drop(table);
+                drop(gone);
+                return true;
+            }
+            drop(table);
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
-        let gone = table.serving.remove(&number);
-        drop(table);
-        // Ending a mount may wait; the caller must not.
-        drop(thread::Builder::new().name("mica-gone".into()).spawn(move || gone));
-        false
     }
 
     pub(crate) fn below(&self, number: u64) -> Option<Arc<B>> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mica_layerdb::Batch;
 
@@ -10,6 +11,9 @@ use super::labels::{self, TARGET};
 use super::{Kind, Mount};
 use crate::error::{Error, Result};
 use crate::store::Record;
+
+/// How long a mount that somebody else took away may take to end.
+const GOING: Duration = Duration::from_secs(2);
 
 impl Core {
     /// Makes folder and mount first and the record last: until the batch is written nobody sees the snapshot, and what a
@@ -105,11 +109,19 @@ impl Core {
             let _turn = self.keys.lock(key)?;
             let record = self.mountable(key)?;
             if !self.live.is_serving(record.number) {
-                self.live.mounter().discard(record.number)?;
-                self.mount(&record)?;
+                self.mount_anew(&record)?;
             }
         }
         Ok(self.answer(&record))
+    }
+
+    fn mount_anew(self: &Arc<Self>, record: &Record) -> Result<()> {
+        if !self.live.forget_gone(record.number, GOING) {
+            let reason = "it was unmounted by somebody else, and programs still use it".to_owned();
+            return Err(Error::Mount { number: record.number, reason });
+        }
+        self.live.mounter().discard(record.number)?;
+        self.mount(record)
     }
 
     fn mountable(&self, key: &str) -> Result<Record> {
