@@ -287,3 +287,57 @@ fn many_containers_of_one_image_start_at_once() {
     }
     eventually("all mounts have ended", || world.mounted() == 0);
 }
+
+#[test]
+fn stack_of_128_committed_snapshots_shows_every_change() {
+    let Some(world) = World::new() else { return };
+    let (mut parent, mut expected) = (String::new(), BTreeMap::new());
+    for depth in 0..128 {
+        let root = world.prepare("active", &parent);
+        // One file changed by each, one of its own, one that the next but one removes, a folder made anew.
+        let mut write = |name: String, content: String| {
+            fs::write(root.join(&name), &content).unwrap();
+            expected.insert(name, content);
+        };
+        write("changed".into(), depth.to_string());
+        write(format!("own-{depth}"), "x".repeat(depth));
+        write(format!("short-{depth}"), String::new());
+        if depth >= 2 {
+            fs::remove_file(root.join(format!("short-{}", depth - 2))).unwrap();
+            expected.remove(&format!("short-{}", depth - 2));
+        }
+        if depth > 0 {
+            fs::remove_dir_all(root.join("folder")).unwrap();
+        }
+        fs::create_dir(root.join("folder")).unwrap();
+        fs::write(root.join(format!("folder/{depth}")), "").unwrap();
+        parent = format!("layer-{depth}");
+        world.commit(&parent, "active");
+        if depth % 32 == 31 {
+            let root = world.view(&format!("view-{depth}"), &parent);
+            let mut wanted: Vec<_> = expected.keys().cloned().chain(["folder".to_owned()]).collect();
+            wanted.sort();
+            assert_eq!(names(&root), wanted, "{depth}");
+            for (name, content) in &expected {
+                assert_eq!(fs::read_to_string(root.join(name)).unwrap(), *content, "{depth}: {name}");
+            }
+            assert_eq!(names(&root.join("folder")), [depth.to_string()]);
+        }
+    }
+}
+
+#[test]
+fn file_overwritten_with_the_same_size_and_time_shows_the_new_bytes() {
+    let Some(world) = World::new() else { return };
+    let mut parent = String::new();
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    for content in ["aaaa", "bbbb", "cccc"] {
+        let root = world.prepare("active", &parent);
+        fs::write(root.join("file"), content).unwrap();
+        File::open(root.join("file")).unwrap().set_modified(time).unwrap();
+        parent = content.into();
+        world.commit(&parent, "active");
+        let seen = fs::read_to_string(world.view(&format!("view-{content}"), &parent).join("file")).unwrap();
+        assert_eq!(seen, content);
+    }
+}
