@@ -3,12 +3,12 @@
 use std::process::Command;
 use std::time::Duration;
 
-use mica_tests::command::{run, succeed};
+use mica_tests::command::succeed;
 use mica_tests::engines::{Container, Version};
 use mica_tests::leftovers::{disk_bytes, mounts_below};
 use mica_tests::oci::{Layer, Layout};
 use mica_tests::scene::Scene;
-use mica_tests::wait::{self, LATER, SOON};
+use mica_tests::wait::{self, SOON};
 use mica_tests::{Context as _, Failure, Result};
 use serde_json::Value;
 
@@ -140,9 +140,8 @@ impl Demo<'_> {
         let outputs: Vec<Result<(Duration, String)>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..10)
                 .map(|_| {
-                    let mut command = engine.run_command(&self.station, &[]);
-                    scope.spawn(move || {
-                        let output = run(&mut command, LATER)?.success()?;
+                    scope.spawn(|| {
+                        let output = engine.run(&self.station, &[])?;
                         Ok((output.took, output.text()))
                     })
                 })

@@ -183,7 +183,7 @@ assert os.stat("/srv/sparse").st_blocks < 1024
 
 /// The same image, unpacked by containerd's own snapshotter, is the oracle: every name, attribute and content.
 fn mounted_image_equals_overlayfs(scene: &mut Scene) -> Result {
-    let start = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let start = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64().floor();
     let image = scene.pulled("station")?;
     scene.containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "overlayfs", &image])?;
     let mut trees = Vec::new();
@@ -214,9 +214,9 @@ struct Entry {
 
 /// A directory that a layer doesn't list but has entries in gets the time of the unpacking wherever a mount is made for
 /// it. There is nothing to compare then.
-fn equal(mica: Option<&Entry>, overlayfs: Option<&Entry>, start: u64) -> bool {
+fn equal(mica: Option<&Entry>, overlayfs: Option<&Entry>, start: f64) -> bool {
     let (Some(mica), Some(overlayfs)) = (mica, overlayfs) else { return false };
-    let by_chance = overlayfs.attributes.starts_with('d') && overlayfs.modified >= start as f64;
+    let by_chance = overlayfs.attributes.starts_with('d') && overlayfs.modified >= start;
     mica.attributes == overlayfs.attributes
         && mica.contents == overlayfs.contents
         && (by_chance || mica.modified.total_cmp(&overlayfs.modified).is_eq())
@@ -242,7 +242,7 @@ fn tree_of(root: &Path) -> Result<BTreeMap<String, Entry>> {
     let digests = succeed(Command::new("sh").args(["-c", script]).current_dir(root), LATER)?.text();
     for line in digests.lines() {
         let (digest, name) = line.split_once("  ./").context(format!("a line of sha256sum: {line:?}"))?;
-        tree.entry(name.to_owned()).or_default().contents = digest.to_owned();
+        tree.entry(name.to_owned()).or_default().contents += digest;
     }
     let script = "getfattr -R -P -h -d -m '^(user|security|trusted)' .";
     let attributes = succeed(Command::new("sh").args(["-c", script]).current_dir(root), LATER)?.text();

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use mica_tests::engines::Version;
 use mica_tests::oci::{Layer, Layout, Tar};
 use mica_tests::scene::Scene;
-use mica_tests::wait::LATER;
-use mica_tests::{Context as _, Result, command, ensure, ensure_eq};
+use mica_tests::{Context as _, Result, ensure, ensure_eq};
 
 use crate::stage::{on_both_engines, play};
 
@@ -141,7 +140,7 @@ fn layer_changed_after_its_download_is_refused(scene: &mut Scene) -> Result {
     let blob = scene.containerd.blob(&layer.digest);
     std::fs::write(&blob, layer.corrupted().blob).context(blob.display())?;
     // Running an image that is not unpacked unpacks it first.
-    let refusal = command::run(&mut scene.containerd.run_command(&image, &["true"]), LATER)?.refusal()?;
+    let refusal = scene.containerd.run_refused(&image, &["true"])?;
     ensure!(refusal.contains("extract") || refusal.contains("layer"), "it was not the unpacking: {refusal:?}");
     scene.containerd.remove_image(&image)?;
     require_nothing_left(scene, "a changed blob")?;

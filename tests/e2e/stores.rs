@@ -88,7 +88,7 @@ fn layer_tree_cut_in_half_is_told_and_others_are_served() -> Result {
         }
         scene.daemon.start_again()?;
         scene.containerd.reach_snapshotter()?;
-        let refusal = command::run(&mut scene.containerd.run_command(&station, &[]), wait::LATER)?.refusal()?;
+        let refusal = scene.containerd.run_refused(&station, &[])?;
         let told = format!("{refusal}{}", scene.daemon.log_tail(40));
         ensure!(told.contains(hex(&layers[1])) && told.contains("corrupt"), "it said {told}");
         let said = scene.containerd.run(&ledger, &[])?.text();

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mica_tests::command::run;
 use mica_tests::scene::Scene;
-use mica_tests::wait::LATER;
 use mica_tests::{Failure, Result};
 
 use super::Workload;
@@ -52,6 +50,5 @@ impl Workload for Start {
 }
 
 fn one(scene: &Scene, image: &str, snapshotter: &str, words: &[&str]) -> Result<Duration> {
-    let mut command = scene.containerd.run_command(image, words);
-    Ok(run(command.env("CONTAINERD_SNAPSHOTTER", snapshotter), LATER)?.success()?.took)
+    Ok(scene.containerd.try_run_on(snapshotter, image, words)?.success()?.took)
 }

@@ -7,7 +7,7 @@ use super::containerd::Containerd;
 use super::ctr::remove_container;
 use crate::command::{self, Output};
 use crate::failure::{Context as _, Result};
-use crate::wait::{LATER, SOON};
+use crate::wait::SOON;
 
 /// A container that runs until it is dropped or removed.
 #[derive(Debug)]
@@ -33,12 +33,10 @@ impl<'a> Container<'a> {
         &self.id
     }
 
-    /// Runs a command in it, whatever comes of it.
+    /// Runs a command in it, whatever comes of it. Both its streams are in the output.
     pub fn try_exec(&self, words: &[&str]) -> Result<Output> {
         let exec = format!("exec{}", self.next_exec.fetch_add(1, Ordering::Relaxed));
-        let mut command = self.engine.command(&["tasks", "exec", "--exec-id", &exec, "--fifo-dir"]);
-        command.arg(self.engine.folder.join("fifo")).arg(&self.id).args(words);
-        command::run(&mut command, LATER)
+        self.engine.logged(&["tasks", "exec", "--exec-id", &exec], &[&[self.id.as_str()], words].concat())
     }
 
     /// What a command in it prints; it must succeed.
