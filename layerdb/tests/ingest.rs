@@ -6,7 +6,7 @@ use mica_layerdb::{DiffId, Digest, IngestOptions, Store};
 use std::io::Write as _;
 
 #[test]
-fn smoke() {
+fn ingest_of_a_tar_and_of_its_gzip_stores_each_content_once_and_leaves_nothing_temporary() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     let mut builder = tar::Builder::new(Vec::new());
@@ -30,6 +30,5 @@ fn smoke() {
     let Content::Object(id) = tree.content(&kvm).unwrap() else { panic!() };
     let bytes = std::fs::read(store.objects_path().join(id.relative_path())).unwrap();
     assert_eq!(bytes, std::fs::read("/usr/include/linux/kvm.h").unwrap());
-    eprintln!("{layer:?}");
     assert_eq!(std::fs::read_dir(directory.path().join("tmp")).unwrap().count(), 0);
 }

@@ -27,7 +27,7 @@ fn open_of_an_open_store_is_locked_and_names_it() {
     let error = Store::open(directory.path()).unwrap_err();
     assert!(matches!(error, Error::Locked { .. }), "{error}");
     assert_eq!(error.kind(), Kind::Busy);
-    assert!(error.to_string().contains(directory.path().to_str().unwrap()), "{error}");
+    assert!(error.to_string().contains(&directory.path().display().to_string()), "{error}");
     drop(store);
     Store::open(directory.path()).unwrap();
 }
@@ -47,7 +47,7 @@ fn open_of_a_newer_format_touches_nothing() {
         let error = Store::open(directory.path()).unwrap_err();
         assert!(matches!(error, Error::NewerFormat { .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains(directory.path().to_str().unwrap()), "{text}");
+        assert!(text.contains(&directory.path().display().to_string()), "{text}");
         assert!(text.contains("version 1"), "{text}");
         assert!(text.contains("version 2") || text.contains("from-the-future"), "{text}");
         let mut names: Vec<_> =

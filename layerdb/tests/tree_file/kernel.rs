@@ -54,9 +54,9 @@ impl Mounted {
         let directory = tempfile::tempdir().unwrap();
         let point = directory.path().join("mnt");
         std::fs::create_dir(&point).unwrap();
-        let mut lower: Vec<_> = trees.iter().map(|tree| tree.point.to_str().unwrap()).collect();
+        let mut lower: Vec<_> = trees.iter().map(|tree| tree.point.display().to_string()).collect();
         if let Some(objects) = objects {
-            lower.extend(["", objects.to_str().unwrap()]);
+            lower.extend([String::new(), objects.display().to_string()]);
         }
         let options = CString::new(format!("lowerdir={}", lower.join(":"))).unwrap();
         mount("overlay", &point, "overlay", MountFlags::RDONLY, options.as_c_str()).unwrap();

@@ -230,8 +230,11 @@ pub fn operations() -> impl Strategy<Value = Vec<Vec<Operation>>> {
     prop::collection::vec(prop::collection::vec(operation, 0..8), 0..5)
 }
 
+/// A layer as a tree and as its bytes.
+pub type Written = (Arc<Tree>, Vec<u8>);
+
 /// Applies operations to the model, and gives the layers as trees and as bytes.
-pub fn apply(layers: &[Vec<Operation>]) -> (Model, Vec<(Arc<Tree>, Vec<u8>)>) {
+pub fn apply(layers: &[Vec<Operation>]) -> (Model, Vec<Written>) {
     let mut model = Model::new();
     let mut trees = Vec::new();
     for operations in layers {
