@@ -185,6 +185,10 @@ impl Store {
             tracing::warn!(layer = %diff_id, %error, "a damaged layer is taken in anew");
             return Ok(None);
         }
+        if !self.is_whole(diff_id)? {
+            tracing::warn!(layer = %diff_id, "a layer that lacks something is taken in anew");
+            return Ok(None);
+        }
         let mut batch = Batch::new();
         self.pin(&mut batch, options.pin.as_deref(), diff_id)?;
         self.db().commit(batch)?;
@@ -245,6 +249,11 @@ impl Ingest<'_> {
         self.store.pin(&mut batch, self.options.pin.as_deref(), diff_id)?;
         self.store.db().commit(batch)?;
         self.store.forget_layer_tree(diff_id);
+        // What was damaged may be whole now, and what was found in the store may have been taken out of use since.
+        if !self.store.is_whole(diff_id)? {
+            tracing::warn!(layer = %diff_id, "an object of the layer was taken out of use meanwhile");
+        }
+        self.store.settle_damage()?;
         Ok((layer, staging.into_hold()))
     }
 

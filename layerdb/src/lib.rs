@@ -8,6 +8,7 @@
 //!   layers/sha256/<diff-id>      one layer as a tree file; never changed once published
 //!   chains/sha256/<chain-id>     a stack of layers merged into one tree file; derived, may be rebuilt
 //!   snapshots/<n>/{upper,work}   the writable part of an active snapshot
+//!   quarantine/                  damaged files that were taken out of use, each with a note
 //!   tmp/                         emptied when the store opens
 //! ```
 //!
@@ -15,9 +16,10 @@
 //! that hold metadata and small contents, see `docs/FORMAT.md`); [`disk`] is under every write; [`store`] opens the
 //! directory and keeps the metadata; `object` publishes files; [`ingest`] turns a tar into a layer; `layer` and
 //! [`chain`] open trees; [`image`] imports images; `gc` and [`df`] say what is garbage and what takes space;
-//! [`error`] says what can go wrong. Nothing in here needs root, FUSE or a network.
+//! `damage` and `quarantine` keep book of what is no longer whole; [`error`] says what can go wrong. Nothing in here needs root, FUSE or a network.
 
 pub mod chain;
+mod damage;
 pub mod df;
 pub mod digest;
 pub mod disk;
@@ -27,13 +29,16 @@ pub mod image;
 pub mod ingest;
 mod layer;
 mod object;
+mod quarantine;
 pub mod store;
 pub mod tree;
 
+pub use damage::{DamagedLayer, DamagedObject};
 pub use digest::{BlobDigest, ChainId, DiffId, Digest, Hasher, ObjectId};
 pub use error::{Error, Kind, Result};
 pub use gc::{GcOptions, GcReport};
 pub use image::{Image, ImportSource};
 pub use ingest::{Compression, IngestOptions, Limits, Progress};
 pub use layer::Layer;
+pub use quarantine::{Damaged, Finding, Quarantined};
 pub use store::{Batch, Db, Family, Hold, Store, StoreOptions};

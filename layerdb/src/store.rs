@@ -1,7 +1,7 @@
 //! The store: one directory, one process, everything in it reached through [`Store`].
 //!
 //! The on-disk tree is drawn at the top of the crate. Locks, in the order they are taken: an ingest's turn for a
-//! diff-id, a chain's turn to be built, `roots` of the metadata, the table of claims, RocksDB's handle. None is held
+//! diff-id, a chain's turn to be built, `damage`, `roots` of the metadata, the table of claims, RocksDB's handle. None is held
 //! while contents are read or written.
 
 pub(crate) mod claims;
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::chain::Chains;
@@ -57,6 +58,8 @@ pub struct Store {
     pub(crate) trees: Trees,
     pub(crate) chains: Chains,
     pub(crate) ingesting: Turns<DiffId>,
+    /// Held while a file is taken out of use, and while marks of damage are compared with files.
+    pub(crate) damage: Mutex<()>,
     next_temporary: AtomicU64,
     /// A sync failed: the kernel may have dropped what was written, so nothing may be acknowledged any more.
     broken: AtomicBool,
@@ -106,6 +109,7 @@ impl Store {
             trees: Trees::default(),
             chains: Chains::default(),
             ingesting: Turns::default(),
+            damage: Mutex::default(),
             next_temporary: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             _lock: lock,

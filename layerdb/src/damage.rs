@@ -1,0 +1,267 @@
+//! What is known to be damaged, and which layers suffer from it.
+//!
+//! Rows of [`Family::System`]: `damage/object/` and the digest for each object that was found missing or taken out of
+//! use, until its file is there again; `damage/layer/` and the diff-id for each layer that lacks something. The rows come
+//! first and the damaged file goes after, so that a power cut between the two forgets nothing. A layer that is marked
+//! is not taken for known: importing or pulling it again writes what it lacks.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{DiffId, ObjectId};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::ingest::unix_seconds;
+use crate::layer::{self, Layer};
+use crate::object;
+use crate::store::{Batch, Family, Store};
+
+const ALL: &[u8] = b"damage/";
+const OBJECT: &str = "damage/object/";
+const LAYER: &str = "damage/layer/";
+
+/// An object that the store should have and hasn't.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedObject {
+    /// The object.
+    pub id: ObjectId,
+    /// Its length, if a tree that names it was at hand.
+    pub bytes: Option<u64>,
+    /// When that was found, in seconds since the epoch.
+    pub since: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A layer that lacks something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedLayer {
+    /// The layer.
+    pub diff_id: DiffId,
+    /// When that was found, in seconds since the epoch.
+    pub since: u64,
+    /// Its tree is damaged or gone.
+    #[serde(default)]
+    pub tree: bool,
+    /// Its recipe is damaged or gone: it can be used, and not be given back as a tar.
+    #[serde(default)]
+    pub recipe: bool,
+    /// How many of its objects are missing.
+    #[serde(default)]
+    pub objects: u64,
+}
+
+impl DamagedLayer {
+    pub(crate) fn new(diff_id: DiffId) -> DamagedLayer {
+        DamagedLayer { diff_id, since: unix_seconds(), tree: false, recipe: false, objects: 0 }
+    }
+
+    fn is_whole(&self) -> bool {
+        !self.tree && !self.recipe && self.objects == 0
+    }
+}
+
+impl Store {
+    /// The objects that are missing, or were taken out of use and not written again since.
+    pub fn damaged_objects(&self) -> Result<Vec<DamagedObject>> {
+        let rows = self.db().scan_json(Family::System, OBJECT.as_bytes())?;
+        Ok(rows.into_iter().map(|(_, object)| object).collect())
+    }
+
+    /// The layers that are marked as damaged.
+    pub fn damaged_layers(&self) -> Result<Vec<DamagedLayer>> {
+        let rows = self.db().scan_json(Family::System, LAYER.as_bytes())?;
+        Ok(rows.into_iter().map(|(_, layer)| layer).collect())
+    }
+
+    /// What is known to be wrong with a layer.
+    pub fn layer_damage(&self, diff_id: DiffId) -> Result<Option<DamagedLayer>> {
+        self.db().get_json(Family::System, layer_key(diff_id).as_bytes())
+    }
+
+    /// Whether anything at all is known to be damaged.
+    pub fn has_damage(&self) -> Result<bool> {
+        Ok(!self.db().scan_from(Family::System, ALL, None, 1)?.is_empty())
+    }
+
+    /// Takes note that an object which layers or images name has no file (of its length), and marks the layers.
+    pub fn report_missing(&self, id: ObjectId, bytes: Option<u64>) -> Result<()> {
+        {
+            let _damage = self.damage.lock();
+            if self.has_object(id, bytes)? || self.damaged_object(id)?.is_some() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            put_object(&mut batch, id, bytes, "it is missing")?;
+            self.db().commit(batch)?;
+        }
+        let touched = self.mark_layers(&[id].into())?;
+        tracing::error!(object = %id, layers = touched.layers(), images = touched.images(), "an object is missing");
+        Ok(())
+    }
+
+    pub(crate) fn damaged_object(&self, id: ObjectId) -> Result<Option<DamagedObject>> {
+        self.db().get_json(Family::System, object_key(id).as_bytes())
+    }
+
+    /// Whether the object has a file of this length.
+    fn has_object(&self, id: ObjectId, bytes: Option<u64>) -> Result<bool> {
+        let found = disk::stat(self.disk(), &object::path(id)).map_err(Error::io(format!("look for object {id}")))?;
+        Ok(found.is_some_and(|stat| bytes.is_none_or(|bytes| stat.st_size as u64 == bytes)))
+    }
+
+    /// Looks at every mark again, and takes away those of layers and objects that are whole. To be called when
+    /// something was written anew.
+    pub fn settle_damage(&self) -> Result<()> {
+        if !self.has_damage()? {
+            return Ok(());
+        }
+        let missing = self.missing_objects()?;
+        for mark in self.damaged_layers()? {
+            self.examine(mark.diff_id, &missing)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is known to be wrong with the layer. Its mark is brought up to date.
+    pub(crate) fn is_whole(&self, diff_id: DiffId) -> Result<bool> {
+        if !self.has_damage()? {
+            return Ok(true);
+        }
+        self.examine(diff_id, &self.missing_objects()?)
+    }
+
+    /// The objects that are still missing; forgets the others.
+    fn missing_objects(&self) -> Result<HashSet<ObjectId>> {
+        let _damage = self.damage.lock();
+        let mut missing = HashSet::new();
+        let mut batch = Batch::new();
+        for object in self.damaged_objects()? {
+            if self.has_object(object.id, object.bytes)? {
+                batch.delete(Family::System, object_key(object.id).as_bytes());
+            } else {
+                missing.insert(object.id);
+            }
+        }
+        self.db().commit(batch)?;
+        Ok(missing)
+    }
+
+    /// Finds out what a layer lacks, and sets or removes its mark. True if it lacks nothing.
+    fn examine(&self, diff_id: DiffId, missing: &HashSet<ObjectId>) -> Result<bool> {
+        let earlier = self.layer_damage(diff_id)?;
+        let mut mark = DamagedLayer::new(diff_id);
+        mark.since = earlier.as_ref().map_or(mark.since, |earlier| earlier.since);
+        // A layer that is gone needs nothing.
+        if let Some(layer) = self.layer(diff_id)? {
+            mark.tree = self.layer_tree(diff_id).is_err();
+            mark.recipe = self.lacks_recipe(&layer)?;
+            mark.objects = if mark.tree { 0 } else { self.count_needed(&layer, missing)? };
+        }
+        if (!mark.is_whole()).then_some(&mark) != earlier.as_ref() {
+            let mut batch = Batch::new();
+            put_layer(&mut batch, &mark)?;
+            self.db().commit(batch)?;
+        }
+        Ok(mark.is_whole())
+    }
+
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps)]
+    fn lacks_recipe(&self, _layer: &Layer) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// How many of these objects a layer needs.
+    fn count_needed(&self, layer: &Layer, objects: &HashSet<ObjectId>) -> Result<u64> {
+        if objects.is_empty() {
+            return Ok(0);
+        }
+        let mut needed = HashSet::new();
+        layer::each_object(&*self.layer_tree(layer.diff_id)?, |id, _| {
+            if objects.contains(&id) {
+                needed.insert(id);
+            }
+        })?;
+        Ok(needed.len() as u64)
+    }
+
+    /// Marks the layers that need any of these objects, and says which layers and images do.
+    pub(crate) fn mark_layers(&self, objects: &HashSet<ObjectId>) -> Result<Touched> {
+        let mut touched = Touched::default();
+        for layer in self.layers()? {
+            // One whose tree is damaged has a mark of its own.
+            let Ok(needed) = self.count_needed(&layer, objects) else { continue };
+            if needed > 0 {
+                touched.layers.push(layer.diff_id);
+                self.examine(layer.diff_id, objects)?;
+            }
+        }
+        touched.add_images(self, objects)?;
+        Ok(touched)
+    }
+}
+
+/// The layers and images that something is needed by.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    pub(crate) layers: Vec<DiffId>,
+    pub(crate) images: Vec<String>,
+}
+
+impl Touched {
+    /// Adds the images that have one of the layers, or one of the objects as a document.
+    pub(crate) fn add_images(&mut self, store: &Store, objects: &HashSet<ObjectId>) -> Result<()> {
+        let layers: HashSet<&DiffId> = self.layers.iter().collect();
+        for image in store.images()? {
+            let needs = image.layers.iter().any(|layer| layers.contains(layer));
+            if needs || image.objects().iter().any(|object| objects.contains(object)) {
+                self.images.push(image.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers, for a log.
+    pub(crate) fn layers(&self) -> String {
+        listed(self.layers.iter().map(ToString::to_string), self.layers.len())
+    }
+
+    /// The images, for a log.
+    pub(crate) fn images(&self) -> String {
+        listed(self.images.iter().cloned(), self.images.len())
+    }
+}
+
+/// Names in one line, not all of them if they are many.
+fn listed(names: impl Iterator<Item = String>, count: usize) -> String {
+    const SHOWN: usize = 10;
+    let mut text = names.take(SHOWN).collect::<Vec<_>>().join(", ");
+    if count > SHOWN {
+        text.push_str(&format!(" and {} more", count - SHOWN));
+    }
+    if count == 0 { "none".to_owned() } else { text }
+}
+
+pub(crate) fn object_key(id: ObjectId) -> String {
+    format!("{OBJECT}{}", id.hex())
+}
+
+pub(crate) fn layer_key(diff_id: DiffId) -> String {
+    format!("{LAYER}{}", diff_id.hex())
+}
+
+pub(crate) fn put_object(batch: &mut Batch, id: ObjectId, bytes: Option<u64>, reason: &str) -> Result<()> {
+    let row = DamagedObject { id, bytes, since: unix_seconds(), reason: reason.to_owned() };
+    batch.put_json(Family::System, object_key(id).as_bytes(), &row)
+}
+
+/// Sets the mark, or takes it away if it says that nothing is wrong.
+pub(crate) fn put_layer(batch: &mut Batch, mark: &DamagedLayer) -> Result<()> {
+    let key = layer_key(mark.diff_id);
+    if mark.is_whole() {
+        batch.delete(Family::System, key.as_bytes());
+        return Ok(());
+    }
+    batch.put_json(Family::System, key.as_bytes(), mark)
+}
