@@ -98,7 +98,7 @@ impl Store {
         let hold = self.hold(layers)?;
         let trees = layers.iter().map(|layer| self.layer_tree(*layer)).collect::<Result<Vec<_>>>()?;
         let mut staging = Staging::new(self, hold)?;
-        let mut file = staging.create(path(id))?;
+        let mut file = self.appender(staging.create(path(id))?);
         let Written { digest, bytes, .. } = tree::merge(&trees, &mut file)?;
         drop(file);
         staging.publish()?;
@@ -119,9 +119,9 @@ impl Store {
         if let Some(tree) = &*empty {
             return Ok(Arc::clone(tree));
         }
-        let mut file = self.scratch()?;
+        let mut file = self.appender(self.scratch()?);
         tree::merge(&[], &mut file)?;
-        let tree = Arc::new(Tree::open(&file, "without layers")?);
+        let tree = Arc::new(Tree::open(file.file(), "without layers")?);
         *empty = Some(Arc::clone(&tree));
         Ok(tree)
     }

@@ -2,12 +2,21 @@
 //!
 //! All paths are relative to the store's root, which is held as an open descriptor: renaming or over-mounting the
 //! root's path while the store is open can't redirect a write. Reading needs no seam and goes through
-//! [`Disk::root`]. Two writers are outside: RocksDB, which owns `meta/`, and the tree writer, which fills a file
-//! that [`Disk::create`] made and that [`Disk::sync`] or [`Disk::sync_all`] makes durable.
+//! [`Disk::root`]. Outside are RocksDB, which owns `meta/`, and the empty file `lock`.
 //!
-//! What a caller may rely on after a power cut: the bytes of a file as of its last `sync` (or of the last
-//! `sync_all`), and the names as of the last `sync_dir` of their directory (or the last `sync_all`). Nothing else.
+//! What a caller may rely on after a power cut:
+//!
+//! - The bytes of a file as of its last [`Disk::sync`], or of the last [`Disk::sync_all`]. What was written since is
+//!   there, or not, or in parts, in any order; a file that was never synced may be empty, or full of zeros.
+//! - The names in a directory, and its mode, as of its last [`Disk::sync_dir`], or of the last [`Disk::sync_all`]. Of
+//!   what happened to them since, any part may have happened; the two halves of a move between two directories are
+//!   separate changes, so a file may be found under both names, or under none. A directory's own name is in its parent.
+//! - Nothing else. In particular no order between changes, and nothing of a sync that returned an error: the kernel
+//!   may have forgotten what it failed to write, so a later sync that succeeds proves nothing about it.
+//!
+//! After the death of the process alone, everything that returned has happened, but need not be durable.
 
+mod appender;
 mod fault;
 
 use std::fmt;
@@ -15,9 +24,11 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 
+pub use appender::Appender;
 pub use fault::{FaultyDisk, Operation};
 
 /// Changes to the store's directory. Implementations are shared by all threads of the process.
@@ -28,8 +39,15 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Makes a directory of mode 0700. An existing one is [`io::ErrorKind::AlreadyExists`].
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// Sets the permissions of a file or directory. Durable with the file's [`Disk::sync`], the directory's
+    /// [`Disk::sync_dir`].
+    fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()>;
+
     /// Makes a new file of mode 0400, open for reading and writing. The name must be free.
     fn create(&self, path: &Path) -> io::Result<File>;
+
+    /// Makes a file without a name on the disk of a directory, open for reading and writing, gone when closed.
+    fn scratch(&self, directory: &Path) -> io::Result<File>;
 
     /// Appends all of `bytes` at the file's position.
     fn write(&self, file: &File, bytes: &[u8]) -> io::Result<()>;
@@ -69,6 +87,15 @@ impl RealDisk {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(RealDisk { root: rustix::fs::openat(CWD, root, flags, Mode::empty())? })
     }
+
+    /// For filesystems without `O_TMPFILE`.
+    fn scratch_by_name(&self, directory: &Path) -> io::Result<File> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let path = directory.join(format!("scratch-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let file = self.create(&path)?;
+        self.remove(&path)?;
+        Ok(file)
+    }
 }
 
 impl Disk for RealDisk {
@@ -80,9 +107,22 @@ impl Disk for RealDisk {
         Ok(rustix::fs::mkdirat(&self.root, path, Mode::RWXU)?)
     }
 
+    fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::chmodat(&self.root, path, Mode::from_raw_mode(mode), AtFlags::empty())?)
+    }
+
     fn create(&self, path: &Path) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&self.root, path, flags, Mode::RUSR)?))
+    }
+
+    fn scratch(&self, directory: &Path) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.root, directory, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(descriptor) => Ok(File::from(descriptor)),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => self.scratch_by_name(directory),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<()> {
@@ -176,19 +216,4 @@ pub(crate) fn remove_tree(disk: &dyn Disk, path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A file without a name in the store's `tmp/`, gone when closed.
-pub(crate) fn scratch(disk: &dyn Disk, directory: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-    match rustix::fs::openat(disk.root(), directory, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(descriptor) => Ok(File::from(descriptor)),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
-            let path = directory.join("scratch");
-            let file = disk.create(&path)?;
-            disk.remove(&path)?;
-            Ok(file)
-        }
-        Err(error) => Err(error.into()),
-    }
 }

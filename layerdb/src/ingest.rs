@@ -223,12 +223,12 @@ struct Grown {
 impl Ingest<'_> {
     fn run(&self, input: &mut (dyn Read + Send), hold: Hold) -> Result<(Layer, Hold)> {
         let mut staging = Staging::new(self.store, hold)?;
-        let spool = self.store.scratch()?;
+        let spool = self.store.appender(self.store.scratch()?);
         let (grown, pumped, diff_id) = self.read(input, &mut staging, Builder::new(spool)?)?;
         self.compare(diff_id, pumped.digest)?;
         // Claimed before its file appears, or a collection could take the file of an older record with it.
         staging.hold().layer(diff_id, || ());
-        let mut file = staging.create(layer::path(diff_id))?;
+        let mut file = self.store.appender(staging.create(layer::path(diff_id))?);
         let Written { digest, bytes, .. } = grown.builder.write(&mut file)?;
         drop(file);
         staging.publish()?;

@@ -169,7 +169,11 @@ impl Staging {
         self.new_bytes += staged.size;
         self.index.insert(staged.id, staged.number);
         self.objects.push(staged);
-        if self.objects.len() >= BATCH { self.publish_objects() } else { Ok(()) }
+        if self.objects.len() >= self.store.options().batch_objects.unwrap_or(BATCH) {
+            self.publish_objects()
+        } else {
+            Ok(())
+        }
     }
 
     fn create_temporary(&mut self) -> Result<(PathBuf, File)> {

@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::chain::Chains;
 use crate::digest::DiffId;
-use crate::disk::{self, Disk, RealDisk};
+use crate::disk::{self, Appender, Disk, RealDisk};
 use crate::error::{Error, Result};
 use claims::Claims;
 pub use claims::Hold;
@@ -43,6 +43,8 @@ pub struct StoreOptions {
     pub verify_trees: bool,
     /// What writes to the root go through; the real disk if `None`.
     pub disk: Option<Arc<dyn Disk>>,
+    /// Objects of one layer that are published together; 16,384 if `None`.
+    pub batch_objects: Option<usize>,
 }
 
 /// An open store. Shared by all threads of the one process that has it.
@@ -152,7 +154,12 @@ impl Store {
     /// An unnamed file, gone when closed.
     pub(crate) fn scratch(&self) -> Result<File> {
         let action = || format!("create a file in {}", self.root.join("tmp").display());
-        disk::scratch(&*self.disk, Path::new("tmp")).map_err(Error::io(action()))
+        self.disk.scratch(Path::new("tmp")).map_err(Error::io(action()))
+    }
+
+    /// A file that the disk made, as a stream.
+    pub(crate) fn appender(&self, file: File) -> Appender {
+        Appender::new(Arc::clone(&self.disk), file)
     }
 
     /// Refuses once a sync has failed: see [`Error::Broken`].

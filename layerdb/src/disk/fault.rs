@@ -14,7 +14,9 @@ use super::{Disk, RealDisk};
 pub enum Operation {
     /// [`Disk::create_dir`]
     CreateDir,
-    /// [`Disk::create`]
+    /// [`Disk::set_mode`]
+    SetMode,
+    /// [`Disk::create`] and [`Disk::scratch`]
     Create,
     /// [`Disk::write`]
     Write,
@@ -97,6 +99,16 @@ impl Disk for FaultyDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.pass(Operation::CreateDir)?;
         self.disk.create_dir(path)
+    }
+
+    fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        self.pass(Operation::SetMode)?;
+        self.disk.set_mode(path, mode)
+    }
+
+    fn scratch(&self, directory: &Path) -> io::Result<File> {
+        self.pass(Operation::Create)?;
+        self.disk.scratch(directory)
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {

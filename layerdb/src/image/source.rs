@@ -112,9 +112,9 @@ fn plain(store: &Store, mut file: File, path: &Path) -> Result<File> {
         [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(file).map_err(Error::io(action()))?),
         _ => return Ok(file),
     };
-    let mut plain = store.scratch()?;
+    let mut plain = store.appender(store.scratch()?);
     io::copy(&mut decoder, &mut plain).map_err(Error::io(format!("decompress {}", path.display())))?;
-    Ok(plain)
+    Ok(plain.into_file())
 }
 
 /// A part of a file, read from its own position.

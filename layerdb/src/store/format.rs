@@ -6,7 +6,6 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, Disk};
@@ -88,7 +87,7 @@ impl Format {
             disk::remove_tree(disk, Path::new(TEMPORARY))?;
             let file = disk.create(Path::new(TEMPORARY))?;
             disk.write(&file, &text)?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?;
+            disk.set_mode(Path::new(TEMPORARY), 0o444)?;
             disk.sync(&file)?;
             disk.publish(Path::new(TEMPORARY), Path::new(PATH))?;
             disk.sync_dir(Path::new("."))

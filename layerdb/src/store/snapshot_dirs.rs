@@ -33,9 +33,7 @@ impl Store {
             for part in ["upper", "work"] {
                 disk.create_dir(&relative.join(part))?;
             }
-            let mode = rustix::fs::Mode::from_raw_mode(0o755);
-            rustix::fs::chmodat(disk.root(), relative.join("upper"), mode, rustix::fs::AtFlags::empty())?;
-            Ok(())
+            disk.set_mode(&relative.join("upper"), 0o755)
         };
         let filled = fill()
             .map_err(Error::io(format!("create {}", path.display())))

@@ -1,7 +1,6 @@
 //! Collecting one layer in memory, entry by entry, and writing it as a tree.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use super::graph::{Edge, Graph, Node, NodeBody};
@@ -11,6 +10,7 @@ use super::{
     Attributes, Body, FileKind, INLINE_MAX, NAME_MAX, TARGET_MAX, Timestamp, Written, encode_device, whiteout,
 };
 use crate::digest::ObjectId;
+use crate::disk::Appender;
 use crate::error::{Error, Result};
 
 /// An inode of a [`Builder`].
@@ -27,7 +27,7 @@ pub struct Builder {
     items: Vec<Item>,
     objects: Vec<(ObjectId, u64)>,
     xattrs: XattrTable<'static>,
-    spool: BufWriter<File>,
+    spool: BufWriter<Appender>,
     spooled: u64,
 }
 
@@ -65,12 +65,12 @@ struct Directory {
 impl Builder {
     /// An empty tree: a root of mode 0755 that is implied (see [`Builder::implied_directory`]). `spool` is an
     /// empty file that nobody else writes to, usually an unnamed one.
-    pub fn new(spool: File) -> Result<Self> {
+    pub fn new(spool: impl Into<Appender>) -> Result<Self> {
         let mut builder = Self {
             items: Vec::new(),
             objects: Vec::new(),
             xattrs: XattrTable::default(),
-            spool: BufWriter::with_capacity(1 << 18, spool),
+            spool: BufWriter::with_capacity(1 << 18, spool.into()),
             spooled: 0,
         };
         builder.add_implied()?;
@@ -192,9 +192,9 @@ impl Builder {
     }
 
     /// Writes the tree to `out`, an empty file. The bytes do not depend on the order of the calls before.
-    pub fn write(self, out: &mut File) -> Result<Written> {
+    pub fn write(self, out: &mut dyn Write) -> Result<Written> {
         let spool = self.spool.into_inner().map_err(|error| Error::io("cannot write the spool")(error.into_error()))?;
-        let spooled = Bytes::map(&spool).map_err(Error::io("cannot map the spool"))?;
+        let spooled = Bytes::map(spool.file()).map_err(Error::io("cannot map the spool"))?;
         let graph = into_graph(&self.items, &self.objects, self.xattrs, &spooled)?;
         super::write::write(&graph, out)
     }

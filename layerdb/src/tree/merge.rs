@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 
 use super::graph::{Edge, Graph, Node, NodeBody};
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 
 /// Writes the merged tree of `layers`, bottom first, to `out`, an empty file. Without layers it is an empty
 /// root directory.
-pub fn merge(layers: &[Arc<Tree>], out: &mut File) -> Result<Written> {
+pub fn merge(layers: &[Arc<Tree>], out: &mut dyn Write) -> Result<Written> {
     let mut merge = Merge::new(layers);
     merge.root()?;
     while let Some(dir) = merge.pending.pop() {

@@ -1,6 +1,5 @@
 //! Bytes of a tree on their way to the file, hashed as they pass.
 
-use std::fs::File;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -15,14 +14,14 @@ const BUFFER: usize = 1 << 20;
 
 /// Takes the bytes of a tree in order, and completes its superblock.
 pub(super) struct Sink<'a> {
-    out: &'a mut File,
+    out: &'a mut dyn Write,
     buffer: Vec<u8>,
     hashing: Option<Hashing>,
     flushed: u64,
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(out: &'a mut File) -> Self {
+    pub(super) fn new(out: &'a mut dyn Write) -> Self {
         Self { out, buffer: Vec::with_capacity(BUFFER + BLOCK), hashing: None, flushed: 0 }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Order on the disk: superblock and inodes (with inline data), blocks of data that is not inline, shared xattrs.
 
-use std::fs::File;
+use std::io::Write;
 
 use super::format::{
     BLOCK, CHUNK_SIZE, DIRENT_SIZE, INODE_SIZE, Layout, NULL_CHUNK, RawInode, SLOT, SUPER_OFFSET, SUPER_SIZE,
@@ -16,7 +16,7 @@ use super::{FileKind, Written};
 use crate::error::{Error, Result};
 
 /// Writes the tree of `graph` to `out`, an empty file.
-pub(super) fn write(graph: &Graph<'_>, out: &mut File) -> Result<Written> {
+pub(super) fn write(graph: &Graph<'_>, out: &mut dyn Write) -> Result<Written> {
     let order = Order::of(graph);
     let xattrs = Xattrs::plan(graph, &order.nodes)?;
     let plan = Plan::new(graph, &order, &xattrs)?;
@@ -203,7 +203,7 @@ struct Image<'a> {
 }
 
 impl Image<'_> {
-    fn write(&self, out: &mut File) -> Result<Written> {
+    fn write(&self, out: &mut dyn Write) -> Result<Written> {
         let mut sink = Sink::new(out);
         let inodes = self.order.nodes.len() as u64;
         let shared = self.xattrs.shared_bytes();
