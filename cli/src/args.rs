@@ -3,7 +3,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+mod image;
+mod layer;
+mod snapshot;
+
 use clap::{Args, Parser, Subcommand};
+
+pub use image::Image;
+pub use layer::Layer;
+pub use snapshot::Snapshot;
 
 /// A union filesystem and layer store for containers.
 #[derive(Debug, Parser)]
@@ -126,50 +134,6 @@ pub struct Umount {
     /// The mountpoint.
     #[arg(required_unless_present = "all")]
     pub mountpoint: Option<PathBuf>,
-}
-
-/// `mica image`
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// Import an OCI image layout (folder or tar) or a `docker save` tar.
-    Import {
-        /// The folder or file.
-        source: PathBuf,
-        /// Name to give to the image.
-        #[arg(long, value_name = "REF")]
-        name: Option<String>,
-    },
-    /// List images.
-    Ls,
-    /// Show one image.
-    Show {
-        /// Name, digest or unique prefix of a digest.
-        reference: String,
-    },
-    /// Remove an image's name; `mica gc` gives the space back.
-    Rm {
-        /// Name, digest or unique prefix of a digest.
-        reference: String,
-    },
-}
-
-/// `mica layer`
-#[derive(Debug, Subcommand)]
-pub enum Layer {
-    /// List layers.
-    Ls,
-}
-
-/// `mica snapshot`
-#[derive(Debug, Subcommand)]
-pub enum Snapshot {
-    /// List snapshots.
-    Ls,
-    /// Show one snapshot.
-    Show {
-        /// The engine's key.
-        key: String,
-    },
 }
 
 /// `mica gc`

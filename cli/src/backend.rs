@@ -1,5 +1,6 @@
 //! Who does what a command asks: this process, or the daemon that has the store open.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -53,9 +54,19 @@ impl Backend {
 
     /// Asks, and understands the answer.
     pub fn call<T: DeserializeOwned>(&self, call: Call, progress: &dyn Progress) -> Result<T, Failure> {
+        self.stream(call, progress, &mut std::io::sink())
+    }
+
+    /// Asks, writes the bytes that were asked for to `out`, and understands the rest of the answer.
+    pub fn stream<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        progress: &dyn Progress,
+        out: &mut dyn Write,
+    ) -> Result<T, Failure> {
         let answer = match self {
-            Backend::Open(admin) => admin.call(call, progress)?,
-            Backend::Daemon(client) => client.call(&call, progress)?,
+            Backend::Open(admin) => admin.stream(call, progress, out)?,
+            Backend::Daemon(client) => client.stream(&call, progress, out)?,
         };
         Ok(serde_json::from_value(answer)?)
     }

@@ -51,7 +51,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Mount(arguments) => mount::run(&context, &arguments),
         Verb::Umount(arguments) => umount::run(&context, &arguments),
         Verb::Image(arguments) => image::run(&context, arguments),
-        Verb::Layer(arguments) => layer::run(&context, &arguments),
+        Verb::Layer(arguments) => layer::run(&context, arguments),
         Verb::Snapshot(arguments) => snapshot::run(&context, arguments),
         Verb::Gc(arguments) => gc::run(&context, &arguments),
         Verb::Df => df::run(&context),

@@ -5,6 +5,7 @@ mod backend;
 mod cmd;
 mod mounts;
 mod output;
+mod sink;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -71,5 +72,12 @@ fn explain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }

@@ -219,6 +219,13 @@ pub enum Error {
         diff_id: DiffId,
     },
 
+    /// The store doesn't have a layer that somebody asked for by its digest, or the beginning of it.
+    #[error("there is no layer {name}")]
+    NoLayerNamed {
+        /// The layer as the caller named it.
+        name: String,
+    },
+
     /// The tree file of a layer is damaged or gone.
     #[error("layer {diff_id} is corrupt: {source}")]
     CorruptLayer {
@@ -303,7 +310,7 @@ impl Error {
                 Io::ResourceBusy | Io::WouldBlock => Kind::Busy,
                 _ => Kind::Unavailable,
             },
-            Self::NoLayer { .. } | Self::NoImage { .. } => Kind::NotFound,
+            Self::NoLayer { .. } | Self::NoLayerNamed { .. } | Self::NoImage { .. } => Kind::NotFound,
             Self::SnapshotDirExists { .. } => Kind::Exists,
             Self::Locked { .. } | Self::Collecting => Kind::Busy,
             Self::InvalidDigest { .. }

@@ -21,6 +21,7 @@
 pub mod chain;
 mod damage;
 pub mod df;
+pub mod diff;
 pub mod digest;
 pub mod disk;
 pub mod error;

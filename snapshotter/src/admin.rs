@@ -1,75 +1,26 @@
 //! What people ask of a store, whether a daemon has it open or the command line itself.
 
+mod call;
+mod images;
+mod layers;
 mod pins;
 mod report;
 
-use std::path::PathBuf;
+use std::io::Write;
 use std::sync::Arc;
 
-use mica_layerdb::{GcOptions, Image, ImportSource, Layer, Progress, Store};
-use serde::{Deserialize, Serialize};
+use mica_layerdb::{GcOptions, Progress, Store};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::snapshots::Snapshots;
 
+pub use call::Call;
+pub use layers::{LayerReport, LayerUsers};
 pub(crate) use pins::prune;
 pub use pins::{ImageLock, MountableImage};
 pub use report::{ImageReport, SnapshotReport, SnapshotRow, StatusReport};
-
-/// What can be asked. As JSON: `{"verb": "image-show", "arguments": {"reference": "app:1"}}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "verb", content = "arguments", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Call {
-    /// Import images; answers the list of them.
-    ImageImport {
-        /// A folder or file on the machine of the store, absolute.
-        source: PathBuf,
-        /// Name to give to the image.
-        name: Option<String>,
-    },
-    /// All images.
-    ImageLs,
-    /// One image: [`ImageReport`].
-    ImageShow {
-        /// Name, digest or unique prefix of a digest.
-        reference: String,
-    },
-    /// Take an image's name away; answers the image.
-    ImageRm {
-        /// Name, digest or unique prefix of a digest.
-        reference: String,
-    },
-    /// What it takes to mount an image: [`MountableImage`].
-    ImageMount {
-        /// Name, digest or unique prefix of a digest.
-        reference: String,
-        /// The lock ([`ImageLock`]) that keeps the image's layers.
-        lock: String,
-    },
-    /// All layers.
-    LayerLs,
-    /// All snapshots: a list of [`SnapshotRow`].
-    SnapshotLs,
-    /// One snapshot: [`SnapshotReport`].
-    SnapshotShow {
-        /// The engine's key.
-        key: String,
-    },
-    /// Collect garbage: [`mica_layerdb::GcReport`].
-    Gc {
-        /// Remove nothing.
-        dry_run: bool,
-    },
-    /// What takes space: [`mica_layerdb::df::Df`].
-    Df,
-    /// Who serves what: [`StatusReport`].
-    Status,
-    /// End every mount, and then the daemon. It ends also if programs hold on to their mounts, which is an error.
-    UmountAll,
-    /// End the daemon. Mounts stay.
-    Stop,
-}
 
 /// The daemon, as its administration sees it.
 pub trait Daemon: Send + Sync {
@@ -103,17 +54,24 @@ impl Admin {
         Admin { store: Arc::clone(snapshots.store()), daemon: Some((snapshots, daemon)) }
     }
 
-    /// Does what is asked and returns the answer as JSON.
+    /// [`Admin::stream`] for calls whose answer is all in its result.
     pub fn call(&self, call: Call, progress: &dyn Progress) -> Result<Value> {
+        self.stream(call, progress, &mut std::io::sink())
+    }
+
+    /// Does what is asked, writes the bytes that were asked for to `out`, and returns the rest of the answer as JSON.
+    pub fn stream(&self, call: Call, progress: &dyn Progress, out: &mut dyn Write) -> Result<Value> {
         match call {
-            Call::ImageImport { source, name } => json(&self.import(source, name.as_deref(), progress)?),
+            Call::ImageImport { source, name } => json(&self.import_image(source, name.as_deref(), progress)?),
             Call::ImageLs => json(&self.store.images()?),
             Call::ImageShow { reference } => json(&ImageReport::of(&self.store, self.image(&reference)?)?),
             Call::ImageRm { reference } => json(&self.store.remove_image(&reference)?),
             Call::ImageMount { reference, lock } => {
                 json(&pins::mountable(&self.store, self.image(&reference)?, &lock)?)
             }
-            Call::LayerLs => json::<Vec<Layer>>(&self.store.layers()?),
+            Call::LayerLs => json(&self.store.layers()?),
+            Call::LayerShow { digest } => json(&LayerReport::of(&self.store, self.layer(&digest)?)?),
+            Call::LayerExport { digest } => json(&self.export_layer(&digest, out)?),
             Call::SnapshotLs => json(&match &self.daemon {
                 Some((snapshots, _)) => SnapshotRow::all(snapshots)?,
                 None => report::recorded(&self.store)?,
@@ -142,19 +100,6 @@ impl Admin {
                 json(&())
             }
         }
-    }
-
-    fn import(&self, source: PathBuf, name: Option<&str>, progress: &dyn Progress) -> Result<Vec<Image>> {
-        if !source.is_absolute() {
-            let reason = "the path of an image must be absolute".to_owned();
-            return Err(Error::Invalid { what: source.display().to_string(), reason });
-        }
-        Ok(self.store.import(&ImportSource::Detect(source), name, progress)?)
-    }
-
-    fn image(&self, reference: &str) -> Result<Image> {
-        let image = self.store.image(reference)?;
-        image.ok_or_else(|| Error::Store(mica_layerdb::Error::NoImage { name: reference.to_owned() }))
     }
 
     fn daemon(&self) -> Result<&(Arc<Snapshots>, Box<dyn Daemon>)> {

@@ -1,5 +1,6 @@
 //! The command line's way to a daemon that has the store open.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mica_layerdb::Progress;
@@ -44,6 +45,9 @@ pub enum ClientError {
     /// The system refused.
     #[error("start a client: {0}")]
     Start(#[from] std::io::Error),
+    /// What the daemon sends can't be put where it belongs.
+    #[error("{0}")]
+    Output(#[source] std::io::Error),
 }
 
 fn describe(socket: &Path, status: &Status) -> String {
@@ -72,23 +76,29 @@ impl Client {
         &self.socket
     }
 
-    /// Asks, tells `progress` of the steps, and returns the answer.
+    /// [`Client::stream`] for calls whose answer is all in its result.
     pub fn call(&self, call: &Call, progress: &dyn Progress) -> Result<Value, ClientError> {
+        self.stream(call, progress, &mut std::io::sink())
+    }
+
+    /// Asks, tells `progress` of the steps, writes the data to `out`, and returns the result. If `out` fails, the daemon
+    /// hears that nobody listens.
+    pub fn stream(&self, call: &Call, progress: &dyn Progress, out: &mut dyn Write) -> Result<Value, ClientError> {
         let answer = |reason: String| ClientError::Answer { socket: self.socket.clone(), reason };
         let request = request(call).map_err(|error| answer(error.to_string()))?;
+        let refused = |status: Status| ClientError::Refused { socket: self.socket.clone(), status: Box::new(status) };
         let result = self.runtime.block_on(async {
-            let mut stream = self.calls.clone().call(request).await?.into_inner();
-            while let Some(message) = stream.message().await? {
+            let mut stream = self.calls.clone().call(request).await.map_err(refused)?.into_inner();
+            while let Some(message) = stream.message().await.map_err(refused)? {
                 match message.message {
                     Some(Message::Step(step)) => tell(progress, &step),
-                    Some(Message::Result(result)) => return Ok(Some(result)),
+                    Some(Message::Data(data)) => out.write_all(&data).map_err(ClientError::Output)?,
+                    Some(Message::Result(result)) => return Ok::<_, ClientError>(Some(result)),
                     None => {}
                 }
             }
             Ok(None)
-        });
-        let result = result
-            .map_err(|status: Status| ClientError::Refused { socket: self.socket.clone(), status: Box::new(status) })?;
+        })?;
         let result = result.ok_or_else(|| answer("no result".to_owned()))?;
         serde_json::from_str(&result).map_err(|error| answer(error.to_string()))
     }

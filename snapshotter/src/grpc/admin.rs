@@ -1,6 +1,7 @@
 //! `mica.v1.Admin`: calls of [`crate::admin`], with their arguments and answers as JSON.
 
 use std::collections::HashMap;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,12 @@ use super::proto::mica::v1::step::Event;
 use super::proto::mica::v1::{Begin, CallRequest, CallResponse, End, Step, admin_server};
 use super::work::{LONG, Work};
 use crate::admin::{Admin, Call};
+use crate::error::Error;
 
 /// Steps on the way to a client.
 const STEPS_AHEAD: usize = 64;
+/// Bytes of an answer that go in one message.
+const PIECE: usize = 64 << 10;
 /// Bytes read are told this often.
 const OFTEN: Duration = Duration::from_millis(100);
 
@@ -45,7 +49,13 @@ impl admin_server::Admin for AdminService {
         let (answers, stream) = mpsc::channel(STEPS_AHEAD);
         tokio::spawn(async move {
             let steps = Steps { answers: answers.clone(), unsaid: Mutex::default() };
-            let answer = work.run("admin call", LONG, move || admin.call(call, &steps)).await;
+            let work_on = move || {
+                let mut data = Data { answers: steps.answers.clone(), gathered: Vec::new() };
+                let answer = admin.stream(call, &steps, &mut data)?;
+                data.flush().map_err(Error::io("send the answer"))?;
+                Ok(answer)
+            };
+            let answer = work.run("admin call", LONG, work_on).await;
             let answer = answer.map(|value| CallResponse { message: Some(Message::Result(value.to_string())) });
             // A client that went away doesn't want to know.
             let _ = answers.send(answer).await;
@@ -105,5 +115,32 @@ impl Progress for Steps {
             self.say(name, Event::ReadBytes(count));
         }
         self.say(name, Event::End(End { known }));
+    }
+}
+
+/// Bytes of an answer on their way to a client.
+struct Data {
+    answers: mpsc::Sender<Result<CallResponse, Status>>,
+    gathered: Vec<u8>,
+}
+
+impl Write for Data {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let taken = buffer.len().min(PIECE - self.gathered.len());
+        self.gathered.extend_from_slice(&buffer[..taken]);
+        if self.gathered.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    /// On a thread that may block: a slow client is waited for, one that went away ends the work.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let data = std::mem::replace(&mut self.gathered, Vec::with_capacity(PIECE));
+        let message = CallResponse { message: Some(Message::Data(data)) };
+        self.answers.blocking_send(Ok(message)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
