@@ -235,6 +235,23 @@ pub enum Error {
         source: Box<Error>,
     },
 
+    /// The layer was taken in by a program that kept no recipes, so its tar can't be rebuilt. Taking it in again adds
+    /// the recipe.
+    #[error("layer {diff_id} has no recipe to rebuild its tar from; take it in again")]
+    NoRecipe {
+        /// The layer.
+        diff_id: DiffId,
+    },
+
+    /// The recipe of a layer is damaged or gone.
+    #[error("the recipe of layer {diff_id} is corrupt: {reason}")]
+    CorruptRecipe {
+        /// The layer.
+        diff_id: DiffId,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// A name stands for several things.
     #[error("{name} is ambiguous: {}", matches.join(", "))]
     Ambiguous {
@@ -310,7 +327,9 @@ impl Error {
                 Io::ResourceBusy | Io::WouldBlock => Kind::Busy,
                 _ => Kind::Unavailable,
             },
-            Self::NoLayer { .. } | Self::NoLayerNamed { .. } | Self::NoImage { .. } => Kind::NotFound,
+            Self::NoLayer { .. } | Self::NoLayerNamed { .. } | Self::NoImage { .. } | Self::NoRecipe { .. } => {
+                Kind::NotFound
+            }
             Self::SnapshotDirExists { .. } => Kind::Exists,
             Self::Locked { .. } | Self::Collecting => Kind::Busy,
             Self::InvalidDigest { .. }
@@ -330,6 +349,7 @@ impl Error {
             | Self::CorruptTree { .. }
             | Self::CorruptMetadata { .. }
             | Self::CorruptLayer { .. }
+            | Self::CorruptRecipe { .. }
             | Self::NoObject { .. } => Kind::Corrupt,
             Self::TreeVersion { .. }
             | Self::NewerFormat { .. }

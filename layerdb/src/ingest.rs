@@ -242,6 +242,8 @@ impl Ingest<'_> {
             new_bytes: staging.new_bytes(),
             tree_bytes: bytes,
             tree_digest: digest,
+            blob_compression: pumped.compression,
+            recipe: None,
             created: unix_seconds(),
         };
         let mut batch = Batch::new();

@@ -9,6 +9,7 @@ use crate::digest::ObjectId;
 use crate::digest::{BlobDigest, DiffId, Digest};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::recipe::RecipeRecord;
 use crate::store::{Family, Hold, Store};
 use crate::tree::{Content, FileKind, Tree};
 
@@ -33,8 +34,51 @@ pub struct Layer {
     pub tree_bytes: u64,
     /// Digest of its tree file.
     pub tree_digest: Digest,
+    /// How the blob was compressed. `None` for layers of older programs, which didn't record it.
+    #[serde(default)]
+    pub blob_compression: Option<BlobCompression>,
+    /// From what its tar can be rebuilt. `None` for layers of older programs; taking the layer in again adds it.
+    #[serde(default)]
+    pub recipe: Option<RecipeRecord>,
     /// When it was taken in, in seconds since the epoch.
     pub created: u64,
+}
+
+/// How a layer's blob was compressed when it was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlobCompression {
+    /// Not at all: the blob is the tar.
+    None,
+    /// One or more gzip members (RFC 1952).
+    Gzip,
+    /// One or more zstd frames (RFC 8878).
+    Zstd,
+}
+
+/// How the blob that a layer came from can be had again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlobOrigin {
+    /// [`Store::export_layer`] gives it, byte for byte: it was the uncompressed tar.
+    Exact,
+    /// Its tar can be compressed again. What other programs compressed comes out with another digest then, though
+    /// with the same diff-id: who needs the original has to fetch it by [`Layer::blob`]. What Mica itself
+    /// compressed comes out the same.
+    Remade,
+    /// It can only be fetched: the store can't rebuild the tar, see [`Error::NoRecipe`].
+    Fetched,
+}
+
+impl Layer {
+    /// How the blob that the layer came from can be had again.
+    pub fn blob_origin(&self) -> BlobOrigin {
+        match (&self.recipe, self.blob_compression) {
+            (None, _) => BlobOrigin::Fetched,
+            (Some(_), Some(BlobCompression::None)) => BlobOrigin::Exact,
+            (Some(_), _) => BlobOrigin::Remade,
+        }
+    }
 }
 
 /// Key of a layer's row.
@@ -45,6 +89,11 @@ pub(crate) fn key(diff_id: DiffId) -> String {
 /// Where a layer's tree lies below the store's root.
 pub(crate) fn path(diff_id: DiffId) -> PathBuf {
     Path::new("layers/sha256").join(diff_id.hex())
+}
+
+/// Where a layer's recipe lies below the store's root.
+pub(crate) fn recipe_path(diff_id: DiffId) -> PathBuf {
+    path(diff_id).with_extension("recipe")
 }
 
 impl Store {
@@ -103,6 +152,17 @@ impl Store {
             .map_err(|source| Error::CorruptLayer { diff_id, source: Box::new(source) })?;
         self.trees.put(diff_id.0, &tree);
         Ok(tree)
+    }
+
+    /// Calls `visit` with every object that the layer needs, and its size: those its tree names, and those that only
+    /// its recipe names (contents that a later entry of the same tar replaced). An object that several inodes have
+    /// is visited for each.
+    ///
+    /// Errors: [`Error::CorruptLayer`] and [`Error::CorruptRecipe`]; some objects may not have been visited then.
+    pub fn each_layer_object(&self, layer: &Layer, mut visit: impl FnMut(ObjectId, u64)) -> Result<()> {
+        let diff_id = layer.diff_id;
+        let tree = self.layer_tree(diff_id)?;
+        each_object(&tree, &mut visit).map_err(|source| Error::CorruptLayer { diff_id, source: Box::new(source) })
     }
 
     /// Opens a tree file and compares it with its record.

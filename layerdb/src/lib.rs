@@ -6,6 +6,7 @@
 //!   meta/                        metadata rows (RocksDB): one synced batch per change of state
 //!   objects/ab/cdef...           content of a regular file, named by its sha256; mode 0400; never changed
 //!   layers/sha256/<diff-id>      one layer as a tree file; never changed once published
+//!   layers/sha256/<diff-id>.recipe  how the layer's tar is rebuilt from the tree and the objects
 //!   chains/sha256/<chain-id>     a stack of layers merged into one tree file; derived, may be rebuilt
 //!   snapshots/<n>/{upper,work}   the writable part of an active snapshot
 //!   quarantine/                  damaged files that were taken out of use, each with a note
@@ -14,9 +15,10 @@
 //!
 //! Map of the crate: [`digest`] names things; [`tree`] reads, writes and merges tree files (EROFS images
 //! that hold metadata and small contents, see `docs/FORMAT.md`); [`disk`] is under every write; [`store`] opens the
-//! directory and keeps the metadata; `object` publishes files; [`ingest`] turns a tar into a layer; `layer` and
-//! [`chain`] open trees; [`image`] imports images; `gc` and [`df`] say what is garbage and what takes space;
-//! `damage` and `quarantine` keep book of what is no longer whole; [`error`] says what can go wrong. Nothing in here needs root, FUSE or a network.
+//! directory and keeps the metadata; `object` publishes files; [`ingest`] turns a tar into a layer; [`recipe`] says how
+//! a layer's tar is rebuilt, `export` does it; `layer` and [`chain`] open trees; [`image`] imports images; `gc` and
+//! [`df`] say what is garbage and what takes space; `damage` and `quarantine` keep book of what is no longer whole;
+//! [`error`] says what can go wrong. Nothing in here needs root, FUSE or a network.
 
 pub mod chain;
 mod damage;
@@ -25,12 +27,14 @@ pub mod diff;
 pub mod digest;
 pub mod disk;
 pub mod error;
+mod export;
 mod gc;
 pub mod image;
 pub mod ingest;
 mod layer;
 mod object;
 mod quarantine;
+pub mod recipe;
 pub mod store;
 pub mod tree;
 
@@ -40,6 +44,7 @@ pub use error::{Error, Kind, Result};
 pub use gc::{GcOptions, GcReport};
 pub use image::{Image, ImportSource};
 pub use ingest::{Compression, IngestOptions, Limits, Progress};
-pub use layer::Layer;
+pub use layer::{BlobCompression, BlobOrigin, Layer};
 pub use quarantine::{Damaged, Finding, Quarantined};
+pub use recipe::RecipeRecord;
 pub use store::{Batch, Db, Family, Hold, Store, StoreOptions};

@@ -41,7 +41,7 @@ impl Damaged {
         match self {
             Damaged::Object(id) => object::path(id),
             Damaged::Tree(diff_id) => layer::path(diff_id),
-            Damaged::Recipe(diff_id) => layer::path(diff_id).with_extension("recipe"),
+            Damaged::Recipe(diff_id) => layer::recipe_path(diff_id),
         }
     }
 

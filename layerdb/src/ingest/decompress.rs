@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::stream::{Broken, CHUNK, Item};
 use super::{Compression, Limits, Progress};
 use crate::digest::{Digest, Hasher};
+use crate::layer::BlobCompression;
 
 /// Enough of a stream to recognise its compression.
 const MAGIC_BYTES: usize = 6;
@@ -24,6 +25,8 @@ pub(super) struct Pumped {
     pub(super) digest: Option<Digest>,
     /// Bytes handed on.
     pub(super) tar_bytes: u64,
+    /// How the input was compressed. `None` if it broke.
+    pub(super) compression: Option<BlobCompression>,
 }
 
 /// The chunks' way.
@@ -50,6 +53,7 @@ impl Outlet {
 pub(super) fn pump(mut input: Counted<'_>, compression: Compression, limits: &Limits, outlet: &Outlet) -> Pumped {
     let mut tar_bytes = 0;
     let result = decompress(&mut input, compression, limits, outlet, &mut tar_bytes);
+    let compression = result.as_ref().ok().copied();
     if let Err(broken) = result {
         // What the input said comes first: a decoder may have made something else of it.
         let (one, other) = match (input.failure.take(), broken) {
@@ -61,7 +65,7 @@ pub(super) fn pump(mut input: Counted<'_>, compression: Compression, limits: &Li
         drop(first.send(Err(one)));
         drop(second.send(Err(other)));
     }
-    Pumped { read_bytes: input.bytes, digest: input.hasher.map(Hasher::finish), tar_bytes }
+    Pumped { read_bytes: input.bytes, digest: input.hasher.map(Hasher::finish), tar_bytes, compression }
 }
 
 fn copy(error: &io::Error) -> io::Error {
@@ -77,7 +81,7 @@ fn decompress(
     limits: &Limits,
     outlet: &Outlet,
     tar_bytes: &mut u64,
-) -> Result<(), Broken> {
+) -> Result<BlobCompression, Broken> {
     let mut head = Vec::with_capacity(MAGIC_BYTES);
     input.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut head).map_err(Broken::Input)?;
     let compression = match compression {
@@ -85,26 +89,29 @@ fn decompress(
         known => known,
     };
     let mut source = BufReader::with_capacity(READ_BYTES, io::Cursor::new(head).chain(input));
-    match compression {
+    let compression = match compression {
         Compression::Gzip => {
             let mut decoder = flate2::bufread::MultiGzDecoder::new(&mut source);
             let read = |buffer: &mut [u8]| Ok((decoder.read(buffer)?, decoder.get_ref().get_ref().get_ref().1.bytes));
             transfer(read, "gzip", limits, outlet, tar_bytes)?;
+            BlobCompression::Gzip
         }
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut source).map_err(Broken::Input)?;
             decoder.window_log_max(limits.zstd_window_log).map_err(Broken::Input)?;
             let read = |buffer: &mut [u8]| Ok((decoder.read(buffer)?, decoder.get_ref().get_ref().get_ref().1.bytes));
             transfer(read, "zstd", limits, outlet, tar_bytes)?;
+            BlobCompression::Zstd
         }
         Compression::None | Compression::Detect => {
             let read = |buffer: &mut [u8]| Ok((source.read(buffer)?, source.get_ref().get_ref().1.bytes));
             transfer(read, "tar", limits, outlet, tar_bytes)?;
+            BlobCompression::None
         }
-    }
+    };
     // The blob's digest covers its last byte, whether the decoder wanted it or not.
     io::copy(&mut source, &mut io::sink()).map_err(Broken::Input)?;
-    Ok(())
+    Ok(compression)
 }
 
 /// Recognises the compression by the first bytes. A stream shorter than that is a tar without entries.
