@@ -14,7 +14,6 @@
 
 mod layer;
 mod links;
-mod tar;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::vec::IntoIter;
 
+use mica_layerdb::tar::{Head, Kind, Writer};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -34,7 +34,6 @@ use crate::lower::{Lower, LowerFile};
 use crate::upper::{DIRECTORY, Found, Marks, Spot, Upper, read_dir};
 pub use layer::write_layer;
 use links::Told;
-use tar::{Head, Kind, Writer};
 
 /// Bytes of contents read at a time.
 const PIECE: usize = 256 << 10;

@@ -36,6 +36,7 @@ mod object;
 mod quarantine;
 pub mod recipe;
 pub mod store;
+pub mod tar;
 pub mod tree;
 
 pub use damage::{DamagedLayer, DamagedObject};

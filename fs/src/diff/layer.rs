@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::io::Write;
 
+use mica_layerdb::tar::{Head, Kind, Writer};
 use mica_layerdb::tree::{Content, FileKind, Inode, Nid, Tree};
 use rustix::io::Errno;
 
-use super::tar::{Head, Kind, Writer};
 use super::{DEPTH_MAX, DiffStats, OPAQUE, PIECE, WHITEOUT};
 use crate::error::{Error, Result};
 use crate::lower::read_full;

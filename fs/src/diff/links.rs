@@ -6,9 +6,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use mica_layerdb::tar::{Head, Kind};
 use rustix::fs::FileType;
 
-use super::tar::{Head, Kind};
 use super::{Diff, head};
 use crate::error::Result;
 use crate::inode::Ino;

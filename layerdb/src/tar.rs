@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use rustix::fs::{major, minor};
 
-use crate::inode::{FileKind, Timestamp};
+use crate::tree::{FileKind, Timestamp};
 
 const BLOCK: usize = 512;
 
@@ -18,7 +18,7 @@ const SIZE_MAX: u64 = 0o77_777_777_777;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A file of its own.
     Inode(FileKind),
     /// One more name of an earlier entry.
@@ -27,23 +27,32 @@ pub(super) enum Kind {
 
 /// An entry but for its contents.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head<'a> {
-    pub(super) path: &'a [u8],
-    pub(super) kind: Kind,
+pub struct Head<'a> {
+    /// Its path; a directory's ends with a slash.
+    pub path: &'a [u8],
+    /// What it is.
+    pub kind: Kind,
     /// Target of a symbolic link, or path of an earlier entry.
-    pub(super) link: &'a [u8],
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: Timestamp,
-    pub(super) rdev: u64,
-    pub(super) size: u64,
-    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    pub link: &'a [u8],
+    /// Permissions; type bits are ignored.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of last modification.
+    pub mtime: Timestamp,
+    /// Device number as Linux' `dev_t` has it.
+    pub rdev: u64,
+    /// Bytes of contents that follow.
+    pub size: u64,
+    /// Extended attributes by full name; no name may contain `=`.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
 impl<'a> Head<'a> {
     /// An empty file that says something by its name.
-    pub(super) fn mark(path: &'a [u8]) -> Head<'a> {
+    pub fn mark(path: &'a [u8]) -> Head<'a> {
         Head {
             path,
             kind: Kind::Inode(FileKind::Regular),
@@ -60,18 +69,25 @@ impl<'a> Head<'a> {
 }
 
 /// A tar being written.
-pub(super) struct Writer<'a> {
+pub struct Writer<'a> {
     out: &'a mut dyn Write,
     bytes: u64,
 }
 
+impl std::fmt::Debug for Writer<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Writer").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Writer<'a> {
-    pub(super) fn new(out: &'a mut dyn Write) -> Writer<'a> {
+    /// A tar that goes to `out`.
+    pub fn new(out: &'a mut dyn Write) -> Writer<'a> {
         Writer { out, bytes: 0 }
     }
 
     /// Writes an entry's headers; its contents come next, [`Head::size`] bytes, and then [`Writer::pad`].
-    pub(super) fn head(&mut self, head: &Head<'_>) -> io::Result<()> {
+    pub fn head(&mut self, head: &Head<'_>) -> io::Result<()> {
         let records = records(head);
         if !records.is_empty() {
             let mut extended = Block::new(b"PaxHeaders.0/entry", b'x');
@@ -84,19 +100,20 @@ impl<'a> Writer<'a> {
         self.write(&header(head))
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes contents.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.bytes += bytes.len() as u64;
         self.out.write_all(bytes)
     }
 
     /// Fills the last block of `size` bytes of contents.
-    pub(super) fn pad(&mut self, size: u64) -> io::Result<()> {
+    pub fn pad(&mut self, size: u64) -> io::Result<()> {
         let rest = (BLOCK - (size % BLOCK as u64) as usize) % BLOCK;
         self.write(&[0; BLOCK][..rest])
     }
 
     /// Ends the archive; returns its length.
-    pub(super) fn finish(mut self) -> io::Result<u64> {
+    pub fn finish(mut self) -> io::Result<u64> {
         self.write(&[0; 2 * BLOCK])?;
         self.out.flush()?;
         Ok(self.bytes)
