@@ -156,7 +156,7 @@ impl Store {
         // A layer that is gone needs nothing.
         if let Some(layer) = self.layer(diff_id)? {
             mark.tree = self.layer_tree(diff_id).is_err();
-            mark.recipe = self.lacks_recipe(&layer)?;
+            mark.recipe = self.lacks_recipe(&layer);
             mark.objects = if mark.tree { 0 } else { self.count_needed(&layer, missing)? };
         }
         if (!mark.is_whole()).then_some(&mark) != earlier.as_ref() {
@@ -167,9 +167,9 @@ impl Store {
         Ok(mark.is_whole())
     }
 
-    #[allow(clippy::unused_self, clippy::unnecessary_wraps)]
-    fn lacks_recipe(&self, _layer: &Layer) -> Result<bool> {
-        Ok(false)
+    /// Whether the layer had a recipe and has none that can be read.
+    fn lacks_recipe(&self, layer: &Layer) -> bool {
+        layer.recipe.as_ref().is_some_and(|recipe| self.open_recipe(layer, recipe).is_err())
     }
 
     /// How many of these objects a layer needs.

@@ -277,6 +277,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// The file of an object has other bytes than its name says.
+    #[error("object {id} is corrupt: {reason}")]
+    CorruptObject {
+        /// The object.
+        id: ObjectId,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// An object that is named has no file.
     #[error("object {id} is missing")]
     NoObject {
@@ -350,6 +359,7 @@ impl Error {
             | Self::CorruptMetadata { .. }
             | Self::CorruptLayer { .. }
             | Self::CorruptRecipe { .. }
+            | Self::CorruptObject { .. }
             | Self::NoObject { .. } => Kind::Corrupt,
             Self::TreeVersion { .. }
             | Self::NewerFormat { .. }

@@ -21,7 +21,7 @@ use crate::chain::{self, Chain};
 use crate::digest::{ChainId, DiffId, Digest, ObjectId};
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::layer::{self, Layer, each_object};
+use crate::layer::{self, Layer};
 use crate::object::{self, StoredObject};
 use crate::store::claims::Collection;
 use crate::store::{Batch, Family, Store};
@@ -161,6 +161,7 @@ impl Gc<'_> {
             for layer in &gone {
                 self.store.forget_layer_tree(layer.diff_id);
                 self.remove(&layer::path(layer.diff_id))?;
+                self.remove(&layer::recipe_path(layer.diff_id))?;
             }
         }
         self.report.layers_removed += gone.len() as u64;
@@ -201,11 +202,9 @@ impl Gc<'_> {
     fn sweep_objects(&mut self, kept: &Kept) -> Result<()> {
         let mut marked = kept.objects.clone();
         for layer in &kept.layers {
-            let tree = self.store.layer_tree(layer.diff_id)?;
-            each_object(&tree, |id, _| {
+            self.store.each_layer_object(layer, |id, _| {
                 marked.insert(id);
-            })
-            .map_err(|source| Error::CorruptLayer { diff_id: layer.diff_id, source: Box::new(source) })?;
+            })?;
         }
         let garbage: Vec<StoredObject> =
             self.store.stored_objects()?.into_iter().filter(|object| !marked.contains(&object.id)).collect();

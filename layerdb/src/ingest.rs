@@ -37,6 +37,7 @@ use crate::digest::{BlobDigest, DiffId, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::{self, Layer};
 use crate::object::Staging;
+use crate::recipe::{Recorded, Recorder};
 use crate::store::{Batch, Family, Hold, Store};
 use crate::tree::{Builder, Written};
 use decompress::{Counted, Outlet, Pumped, pump};
@@ -189,6 +190,11 @@ impl Store {
             tracing::warn!(layer = %diff_id, "a layer that lacks something is taken in anew");
             return Ok(None);
         }
+        let Some(recipe) = &layer.recipe else { return Ok(None) };
+        if let Err(error) = self.open_recipe(&layer, recipe) {
+            tracing::warn!(layer = %diff_id, %error, "a layer with a damaged recipe is taken in anew");
+            return Ok(None);
+        }
         let mut batch = Batch::new();
         self.pin(&mut batch, options.pin.as_deref(), diff_id)?;
         self.db().commit(batch)?;
@@ -216,6 +222,7 @@ struct Ingest<'a> {
 /// What the threads found.
 struct Grown {
     builder: Builder,
+    recorded: Recorded,
     entries: u64,
     content_bytes: u64,
 }
@@ -223,14 +230,18 @@ struct Grown {
 impl Ingest<'_> {
     fn run(&self, input: &mut (dyn Read + Send), hold: Hold) -> Result<(Layer, Hold)> {
         let mut staging = Staging::new(self.store, hold)?;
-        let spool = self.store.appender(self.store.scratch()?);
-        let (grown, pumped, diff_id) = self.read(input, &mut staging, Builder::new(spool)?)?;
+        let scratch = || Ok(self.store.appender(self.store.scratch()?));
+        let (spool, recorder) = (scratch()?, Recorder::new(scratch()?, scratch()?)?);
+        let (grown, pumped, diff_id) = self.read(input, &mut staging, Builder::new(spool)?, recorder)?;
         self.compare(diff_id, pumped.digest)?;
         // Claimed before its file appears, or a collection could take the file of an older record with it.
         staging.hold().layer(diff_id, || ());
         let mut file = self.store.appender(staging.create(layer::path(diff_id))?);
-        let Written { digest, bytes, .. } = grown.builder.write(&mut file)?;
-        drop(file);
+        let mut recipe_file = self.store.appender(staging.create(layer::recipe_path(diff_id))?);
+        let (Written { digest, bytes, .. }, recipe) = grown.builder.write_then(&mut file, |placement| {
+            grown.recorded.write(placement, diff_id, pumped.tar_bytes, &mut recipe_file)
+        })?;
+        drop((file, recipe_file));
         staging.publish()?;
         let layer = Layer {
             diff_id,
@@ -243,7 +254,7 @@ impl Ingest<'_> {
             tree_bytes: bytes,
             tree_digest: digest,
             blob_compression: pumped.compression,
-            recipe: None,
+            recipe: Some(recipe),
             created: unix_seconds(),
         };
         let mut batch = Batch::new();
@@ -265,6 +276,7 @@ impl Ingest<'_> {
         input: &mut (dyn Read + Send),
         staging: &mut Staging,
         builder: Builder,
+        recorder: Recorder,
     ) -> Result<(Grown, Pumped, DiffId)> {
         let options = self.options;
         let (to_hash, hashed) = bounded(CHUNKS_QUEUED);
@@ -278,7 +290,7 @@ impl Ingest<'_> {
                 pump(counted, options.compression, &options.limits, &outlet)
             });
             let hashing = scope.spawn(move || hash(&hashed, &give_back_hashed));
-            let grown = self.grow(Entries::new(Stream::new(parsed, give_back)), staging, builder);
+            let grown = self.grow(Entries::new(Stream::new(parsed, give_back, recorder)), staging, builder);
             let pumped = join(pumping.join())?;
             let diff_id = DiffId(join(hashing.join())?);
             let grown = grown.map_err(|fault| fault.into_error(&options.name))?;
@@ -291,12 +303,13 @@ impl Ingest<'_> {
         while let Some(entry) = entries.next()? {
             plant.add(entry, &mut entries, staging)?;
         }
-        entries.drain()?;
+        let count = entries.count();
+        let recorded = entries.finish()?.finish()?;
         if let Some(first) = &plant.dropped_xattr {
             tracing::warn!(layer = %self.options.name, first, "extended attributes that Linux doesn't know are left out");
         }
-        let (entries, content_bytes) = (entries.count(), plant.content_bytes);
-        Ok(Grown { builder: plant.finish()?, entries, content_bytes })
+        let content_bytes = plant.content_bytes;
+        Ok(Grown { builder: plant.finish()?, recorded, entries: count, content_bytes })
     }
 
     fn compare(&self, diff_id: DiffId, blob: Option<Digest>) -> Result<()> {

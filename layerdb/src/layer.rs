@@ -162,7 +162,11 @@ impl Store {
     pub fn each_layer_object(&self, layer: &Layer, mut visit: impl FnMut(ObjectId, u64)) -> Result<()> {
         let diff_id = layer.diff_id;
         let tree = self.layer_tree(diff_id)?;
-        each_object(&tree, &mut visit).map_err(|source| Error::CorruptLayer { diff_id, source: Box::new(source) })
+        each_object(&tree, &mut visit).map_err(|source| Error::CorruptLayer { diff_id, source: Box::new(source) })?;
+        match &layer.recipe {
+            Some(recipe) if recipe.objects > 0 => self.open_recipe(layer, recipe)?.each_object(visit),
+            _ => Ok(()),
+        }
     }
 
     /// Opens a tree file and compares it with its record.

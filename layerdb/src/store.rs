@@ -95,7 +95,7 @@ impl Store {
         }
         let lock = lock(&*disk, &root)?;
         let format = match Format::read(&*disk, &root)? {
-            Some(format) => format,
+            Some(format) => format.upgrade(&*disk, &root)?,
             None => Format::create(&*disk, &root)?,
         };
         lay_out(&*disk, &root)?;

@@ -27,6 +27,7 @@ pub use build::{Builder, NodeId};
 pub use directory::{Entries, Entry};
 pub use merge::merge;
 pub use read::{Inode, Tree};
+pub use write::{Contents, Placement};
 pub use xattr::{OPAQUE_XATTR, representable};
 
 /// Contents up to this many bytes live in the tree itself, larger ones in the object store.

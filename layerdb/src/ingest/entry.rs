@@ -5,7 +5,8 @@ use super::header::{Header, is_header};
 use super::pax::Extensions;
 use super::sparse::{self, Segment};
 use super::stream::{BLOCK, Stream};
-use crate::tree::Timestamp;
+use crate::recipe::Recorder;
+use crate::tree::{NodeId, Timestamp};
 
 /// Longest extended header, long name or long link: as long as Go's archive/tar, which all engines use, takes.
 const EXTENSION_MAX: u64 = 1 << 20;
@@ -52,11 +53,10 @@ pub(super) enum Piece<'a> {
     Hole(u64),
 }
 
-/// Reads entry after entry. The contents of each must be taken before the next is asked for.
+/// Reads entry after entry. Before the next is asked for, the contents of one are taken with [`Entries::contents`] and
+/// [`Entries::placed`], or passed over with [`Entries::skip_contents`].
 pub(super) struct Entries {
     stream: Stream,
-    /// Global extended headers so far.
-    global: Extensions,
     /// A block that was looked at and belongs to the next entry.
     ahead: Option<[u8; BLOCK]>,
     count: u64,
@@ -73,7 +73,7 @@ struct Preface {
 
 impl Entries {
     pub(super) fn new(stream: Stream) -> Entries {
-        Entries { stream, global: Extensions::default(), ahead: None, count: 0 }
+        Entries { stream, ahead: None, count: 0 }
     }
 
     /// Entries returned so far.
@@ -139,16 +139,9 @@ impl Entries {
         let mut bytes = self.stream.take(size)?;
         self.stream.pad(size)?;
         match kind {
-            b'g' => {
-                self.global.read(&bytes).map_err(bad)?;
-                if self.global.bytes() > EXTENSION_MAX {
-                    return Err(bad(format!("global extended headers of over {EXTENSION_MAX} bytes")));
-                }
-            }
-            b'x' | b'X' => {
-                let global = &self.global;
-                preface.extensions.get_or_insert_with(|| global.clone()).read(&bytes).map_err(bad)?;
-            }
+            // Engines that unpack with Go's archive/tar, which is all of them, apply nothing of it.
+            b'g' => Extensions::default().read(&bytes).map_err(bad)?,
+            b'x' | b'X' => preface.extensions.get_or_insert_default().read(&bytes).map_err(bad)?,
             b'L' | b'K' => {
                 bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
                 let target = if kind == b'L' { &mut preface.long_path } else { &mut preface.long_link };
@@ -163,27 +156,22 @@ impl Entries {
     fn assemble(&mut self, header: &Header<'_>, offset: u64, preface: Preface) -> Result<Entry> {
         self.count += 1;
         let offset = preface.offset.unwrap_or(offset);
-        let extensions = preface.extensions.unwrap_or_else(|| self.global.clone());
+        let extensions = preface.extensions.unwrap_or_default();
         let bad = |reason: String| Fault::bad(b"", offset, reason);
-        let mut path = extensions.path.or(preface.long_path).unwrap_or_else(|| header.path());
-        let kind = kind(header.kind(), &path).map_err(|reason| Fault::bad(&path, offset, reason))?;
-        let id = |given: Option<i64>, own: Result<i64, String>, what: &str| {
-            let id = given.map_or(own, Ok).map_err(bad)?;
-            // The kernel takes 2^32-1 for "no id".
-            let fits = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-            fits.ok_or_else(|| bad(format!("{what} {id} is out of range")))
-        };
+        let mut path = preface.long_path.or(extensions.path).unwrap_or_else(|| header.path());
+        let id = |given: Option<i64>, own: Result<i64, String>| given.map_or(own, Ok).map(user_id).map_err(bad);
         let size = match extensions.size {
             Some(size) => size,
             None => u64::try_from(header.size().map_err(bad)?).map_err(|_| bad("the size is negative".into()))?,
         };
+        let kind = kind(header.kind(), &path, size).map_err(|reason| Fault::bad(&path, offset, reason))?;
         let mut entry = Entry {
             offset,
             kind,
-            link: extensions.link.or(preface.long_link).unwrap_or_else(|| header.link().to_vec()),
+            link: preface.long_link.or(extensions.link).unwrap_or_else(|| header.link().to_vec()),
             mode: header.mode().map_err(bad)?,
-            uid: id(extensions.uid, header.uid(), "uid")?,
-            gid: id(extensions.gid, header.gid(), "gid")?,
+            uid: id(extensions.uid, header.uid())?,
+            gid: id(extensions.gid, header.gid())?,
             mtime: extensions.mtime.map_or_else(|| header.mtime(), Ok).map_err(bad)?,
             device: (0, 0),
             xattrs: extensions.xattrs,
@@ -240,39 +228,67 @@ impl Entries {
             self.ahead = Some(block);
             return Ok(());
         }
-        self.stream.each(claimed.saturating_sub(BLOCK as u64), |_| Ok(()))?;
+        self.stream.skip(claimed.saturating_sub(BLOCK as u64))?;
         if claimed > BLOCK as u64 { self.stream.pad(claimed) } else { Ok(()) }
     }
 
     /// Hands the contents of the entry that was returned last to `sink`.
     pub(super) fn contents(&mut self, entry: &Entry, mut sink: impl FnMut(Piece<'_>) -> Result<()>) -> Result<()> {
-        if let Some(segments) = &entry.sparse {
-            let mut at = 0;
-            for segment in segments {
-                if segment.offset > at {
-                    sink(Piece::Hole(segment.offset - at))?;
+        let Some(segments) = &entry.sparse else {
+            return self.stream.contents(entry.stored, |bytes| sink(Piece::Data(bytes)));
+        };
+        let mut at = 0;
+        for segment in segments {
+            if segment.offset > at {
+                sink(Piece::Hole(segment.offset - at))?;
+            }
+            self.stream.contents(segment.bytes, |bytes| sink(Piece::Data(bytes)))?;
+            at = segment.offset + segment.bytes;
+        }
+        if entry.size > at { sink(Piece::Hole(entry.size - at)) } else { Ok(()) }
+    }
+
+    /// Says which inode has the contents that were taken, and passes over what is left of their last block.
+    pub(super) fn placed(&mut self, entry: &Entry, node: NodeId) -> Result<()> {
+        let recorder = self.stream.recorder();
+        match &entry.sparse {
+            None if entry.stored > 0 => recorder.contents(node)?,
+            None => {}
+            Some(segments) => {
+                for segment in segments.iter().filter(|segment| segment.bytes > 0) {
+                    recorder.part(node, segment.offset, segment.bytes)?;
                 }
-                self.stream.each(segment.bytes, |bytes| sink(Piece::Data(bytes)))?;
-                at = segment.offset + segment.bytes;
             }
-            if entry.size > at {
-                sink(Piece::Hole(entry.size - at))?;
-            }
-        } else {
-            self.stream.each(entry.stored, |bytes| sink(Piece::Data(bytes)))?;
         }
         self.stream.pad(entry.stored)
     }
 
-    /// Reads what is behind the end of the archive.
-    pub(super) fn drain(&mut self) -> Result<()> {
-        self.stream.drain()
+    /// Passes over the contents of the entry that was returned last.
+    pub(super) fn skip_contents(&mut self, entry: &Entry) -> Result<()> {
+        self.stream.skip(entry.stored)?;
+        self.stream.pad(entry.stored)
+    }
+
+    /// Reads what is behind the end of the archive, and gives the recipe of it all.
+    pub(super) fn finish(mut self) -> Result<Recorder> {
+        self.stream.drain()?;
+        Ok(self.stream.into_recorder())
     }
 }
 
-fn kind(kind: u8, path: &[u8]) -> Result<EntryKind, String> {
+/// An owner as chown(2) takes it from the engines: the low 32 bits, of which 2^32-1 means "as it is", and a new file is
+/// root's.
+fn user_id(id: i64) -> u32 {
+    match id as u32 {
+        u32::MAX => 0,
+        id => id,
+    }
+}
+
+fn kind(kind: u8, path: &[u8], size: u64) -> Result<EntryKind, String> {
     Ok(match kind {
-        b'0' | 0 | b'7' if path.ends_with(b"/") => EntryKind::Directory,
+        0 if path.ends_with(b"/") => EntryKind::Directory,
+        b'0' | b'7' if size == 0 && path.ends_with(b"/") => EntryKind::Directory,
         b'0' | 0 | b'7' | b'S' => EntryKind::File,
         b'1' => EntryKind::HardLink,
         b'2' => EntryKind::Symlink,

@@ -50,13 +50,6 @@ impl Extensions {
         Ok(())
     }
 
-    /// The memory that keeping this takes, about.
-    pub(crate) fn bytes(&self) -> u64 {
-        let texts = [&self.path, &self.link, &self.sparse.name].into_iter().flatten().map(Vec::len).sum::<usize>();
-        let xattrs = self.xattrs.iter().map(|(name, value)| name.len() + value.len() + 48).sum::<usize>();
-        (texts + xattrs) as u64
-    }
-
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         if let Some(name) = key.strip_prefix(XATTR) {
             return self.set_xattr(name, value);
@@ -66,7 +59,7 @@ impl Extensions {
         match key {
             b"path" => self.path = given.then(|| value.to_vec()),
             b"linkpath" => self.link = given.then(|| value.to_vec()),
-            b"size" => self.size = if given { Some(unsigned(value)?) } else { None },
+            b"size" => self.size = if given { Some(size(value)?) } else { None },
             b"uid" => self.uid = if given { Some(signed(value)?) } else { None },
             b"gid" => self.gid = if given { Some(signed(value)?) } else { None },
             b"mtime" => self.mtime = if given { Some(time(value)?) } else { None },
@@ -143,8 +136,8 @@ fn split(records: &[u8]) -> Result<Record<'_>, String> {
     let record = &records[space + 1..length - 1];
     let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(broken)?;
     let (key, value) = (&record[..equals], &record[equals + 1..]);
-    let binary = key.starts_with(XATTR);
-    if key.is_empty() || key.contains(&0) || (!binary && value.contains(&0)) {
+    let text = matches!(key, b"path" | b"linkpath" | b"uname" | b"gname");
+    if key.is_empty() || key.contains(&0) || (text && value.contains(&0)) {
         return Err(broken());
     }
     Ok(Record { key, value, rest: &records[length..] })
@@ -163,15 +156,19 @@ fn unsigned(text: &[u8]) -> Result<u64, String> {
 fn signed(text: &[u8]) -> Result<i64, String> {
     match text.strip_prefix(b"-") {
         Some(rest) => Ok(-(unsigned(rest)? as i64)),
-        None => Ok(unsigned(text)? as i64),
+        None => Ok(unsigned(text.strip_prefix(b"+").unwrap_or(text))? as i64),
     }
+}
+
+fn size(text: &[u8]) -> Result<u64, String> {
+    u64::try_from(signed(text)?).map_err(|_| "the size is negative".into())
 }
 
 /// Seconds since the epoch with a decimal fraction, whose digits behind the ninth are cut off.
 fn time(text: &[u8]) -> Result<Timestamp, String> {
     let (negative, digits) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
-        None => (false, text),
+        None => (false, text.strip_prefix(b"+").unwrap_or(text)),
     };
     let mut parts = digits.splitn(2, |byte| *byte == b'.');
     let whole = unsigned(parts.next().unwrap_or_default())? as i64;
@@ -234,7 +231,9 @@ mod tests {
 
     #[test]
     fn malformed_records_are_refused() {
-        for bad in [&b"5 a=b"[..], b"x a=b\n", b"6 a=b\n ", b"99 a=b\n", b"4 a\n", b"5 =b\n", b"0 a=b\n", b"6 a=\0\n"] {
+        for bad in
+            [&b"5 a=b"[..], b"x a=b\n", b"6 a=b\n ", b"99 a=b\n", b"4 a\n", b"5 =b\n", b"0 a=b\n", b"9 path=\0\n"]
+        {
             assert!(Extensions::default().read(bad).is_err(), "{}", bad.escape_ascii());
         }
     }

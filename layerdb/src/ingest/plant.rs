@@ -26,6 +26,11 @@ const ENTRY_BYTES: u64 = 48;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Where aufs keeps files that hard links of the same tar refer to.
+const LINKS: &[u8] = b".wh..wh.plnk";
+
+/// Longest value of an extended attribute (`XATTR_SIZE_MAX` of Linux). EROFS holds one byte less.
+const XATTR_VALUE_MAX: usize = 65536;
 
 /// A layer's tree, growing.
 pub(super) struct Plant<'a> {
@@ -33,6 +38,8 @@ pub(super) struct Plant<'a> {
     limits: &'a Limits,
     /// Targets of the symbolic links so far.
     symlinks: HashMap<NodeId, Box<[u8]>>,
+    /// Files of [`LINKS`], by their name there.
+    aufs_links: HashMap<Box<[u8]>, NodeId>,
     /// Hard links whose target hasn't come yet.
     pending: Vec<Pending>,
     /// Bytes of names, targets and attributes, to be limited.
@@ -58,6 +65,7 @@ impl<'a> Plant<'a> {
             builder,
             limits,
             symlinks: HashMap::new(),
+            aufs_links: HashMap::new(),
             pending: Vec::new(),
             metadata_bytes: 0,
             content_bytes: 0,
@@ -77,33 +85,53 @@ impl<'a> Plant<'a> {
         let parts = split(&entry.path).map_err(|reason| Fault::bad(b"", entry.offset, reason))?;
         let Some((name, parents)) = parts.split_last() else { return self.place_root(&entry, xattrs) };
         if parts.iter().any(|part| part.starts_with(WHITEOUT_META) && *part != OPAQUE) {
-            // Bookkeeping of aufs.
-            return entries.contents(&entry, |_| Ok(()));
+            if parents == [LINKS] && entry.kind == EntryKind::File {
+                let node = self.file(&entry, xattrs, entries, staging, |plant, attributes, body| {
+                    plant.builder.insert_unnamed(attributes, body)
+                })?;
+                self.aufs_links.insert((*name).into(), node);
+                return Ok(());
+            }
+            // Other bookkeeping of aufs.
+            return entries.skip_contents(&entry);
         }
         let dir = self.directory(self.builder.root(), parents, &mut 0, entry.offset)?;
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             self.place_whiteout(dir, name, hidden, entry.offset)?;
-            return entries.contents(&entry, |_| Ok(()));
+            return entries.skip_contents(&entry);
         }
         if entry.kind == EntryKind::HardLink {
             return self.place_link(dir, name, &entry);
         }
-        let body = match entry.kind {
-            EntryKind::File => {
-                let body = contents::read(&entry, entries, staging)?;
-                self.content_bytes += entry.size;
-                body
-            }
-            EntryKind::Symlink => Body::Symlink(entry.link.clone()),
-            _ => Body::None,
-        };
-        let target = (entry.kind == EntryKind::Symlink).then(|| entry.link.clone().into_boxed_slice());
+        if entry.kind == EntryKind::File {
+            let insert = |plant: &mut Self, attributes, body| plant.builder.insert(dir, name, attributes, body);
+            return self.file(&entry, xattrs, entries, staging, insert).map(|_| ());
+        }
         let attributes = self.attributes(&entry, xattrs)?;
-        let node = self.builder.insert(dir, name, attributes, body)?;
-        if let Some(target) = target {
-            self.symlinks.insert(node, target);
+        if entry.kind == EntryKind::Symlink {
+            let node = self.builder.insert(dir, name, attributes, Body::Symlink(entry.link.clone()))?;
+            self.symlinks.insert(node, entry.link.into_boxed_slice());
+        } else {
+            self.builder.insert(dir, name, attributes, Body::None)?;
         }
         Ok(())
+    }
+
+    /// Takes in a regular file.
+    fn file(
+        &mut self,
+        entry: &Entry,
+        xattrs: Xattrs,
+        entries: &mut Entries,
+        staging: &mut Staging,
+        insert: impl FnOnce(&mut Self, Attributes, Body) -> Result<NodeId, Error>,
+    ) -> Result<NodeId> {
+        let body = contents::read(entry, entries, staging)?;
+        self.content_bytes += entry.size;
+        let attributes = self.attributes(entry, xattrs)?;
+        let node = insert(self, attributes, body)?;
+        entries.placed(entry, node)?;
+        Ok(node)
     }
 
     fn count(&mut self, entry: &Entry, entries: &Entries) -> Result<()> {
@@ -145,8 +173,12 @@ impl<'a> Plant<'a> {
     fn place_link(&mut self, dir: NodeId, name: &[u8], entry: &Entry) -> Result<()> {
         let bad = |reason: String| Fault::bad(b"", entry.offset, reason);
         let target =
-            split(&entry.link).map_err(|reason| bad(format!("hard link to {}: {reason}", shown(&entry.link))))?;
-        match self.find(&target) {
+            split_link(&entry.link).map_err(|reason| bad(format!("hard link to {}: {reason}", shown(&entry.link))))?;
+        let found = match target.as_slice() {
+            [LINKS, name] => self.aufs_links.get(*name).copied(),
+            target => self.find(target),
+        };
+        match found {
             Some(node) if self.builder.child(dir, name) == Some(node) => Ok(()),
             Some(node) => self.link(dir, name, node, &entry.link, entry.offset),
             None => {
@@ -178,7 +210,7 @@ impl<'a> Plant<'a> {
         loop {
             let before = self.pending.len();
             for pending in std::mem::take(&mut self.pending) {
-                let target = split(&pending.target).unwrap_or_default();
+                let target = split_link(&pending.target).unwrap_or_default();
                 let Some(node) = self.find(&target) else {
                     self.pending.push(pending);
                     continue;
@@ -296,8 +328,8 @@ impl<'a> Plant<'a> {
             EntryKind::BlockDevice => (FileKind::BlockDevice, entry.mode),
             EntryKind::Fifo => (FileKind::Fifo, entry.mode),
         };
-        xattrs.retain(|(name, _)| {
-            let kept = self::kept(name, kind);
+        xattrs.retain(|(name, value)| {
+            let kept = self::kept(name, kind) && value.len() != XATTR_VALUE_MAX;
             if !kept && self.dropped_xattr.is_none() {
                 self.dropped_xattr = Some(format!("{} of {}", shown(name), shown(&entry.path)));
             }
@@ -341,16 +373,24 @@ impl Walk {
     }
 }
 
-/// The components of a name; `.` and empty ones say nothing.
+/// The components of an entry's name. Some builders call the root `/`; every other absolute name is refused.
 fn split(path: &[u8]) -> Result<Vec<&[u8]>, String> {
-    if path.first() == Some(&b'/') {
+    let parts = components(path)?;
+    if path.first() == Some(&b'/') && !parts.is_empty() {
         return Err("the name is absolute".into());
     }
+    Ok(parts)
+}
+
+/// The components of a hard link's target. Absolute ones start at the layer's root, as they do for engines.
+fn split_link(target: &[u8]) -> Result<Vec<&[u8]>, String> {
+    if target.is_empty() { Err("the name is empty".into()) } else { components(target) }
+}
+
+/// The components of a name; `.` and empty ones say nothing.
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
     if path.len() > PATH_MAX {
         return Err(format!("the name has {} bytes, over {PATH_MAX}", path.len()));
-    }
-    if path.is_empty() {
-        return Err("the name is empty".into());
     }
     let mut parts = Vec::new();
     for part in path.split(|byte| *byte == b'/') {

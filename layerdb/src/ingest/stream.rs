@@ -1,11 +1,16 @@
 //! The uncompressed tar as a stream of shared chunks, in memory bounded by their number.
+//!
+//! Whatever is taken from it goes into the layer's recipe as it is, but for [`Stream::contents`]: who takes these tells
+//! the recipe where they went.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::fault::{Fault, Result};
+use crate::recipe::Recorder;
 
 /// Bytes of a chunk: small enough for the second reader to find it in the cache.
 pub(super) const CHUNK: usize = 256 << 10;
@@ -35,6 +40,7 @@ pub(super) struct Stream {
     chunk: Arc<Vec<u8>>,
     at: usize,
     offset: u64,
+    recorder: Recorder,
 }
 
 /// Gives a chunk's memory back once its last reader has finished.
@@ -46,8 +52,8 @@ pub(super) fn recycle(chunk: Arc<Vec<u8>>, spare: &Sender<Vec<u8>>) {
 }
 
 impl Stream {
-    pub(super) fn new(input: Receiver<Item>, spare: Sender<Vec<u8>>) -> Stream {
-        Stream { input, spare, chunk: Arc::default(), at: 0, offset: 0 }
+    pub(super) fn new(input: Receiver<Item>, spare: Sender<Vec<u8>>, recorder: Recorder) -> Stream {
+        Stream { input, spare, chunk: Arc::default(), at: 0, offset: 0, recorder }
     }
 
     /// Bytes read so far.
@@ -55,8 +61,18 @@ impl Stream {
         self.offset
     }
 
-    /// The next bytes, at least one unless the stream is at its end.
-    pub(super) fn peek(&mut self) -> Result<&[u8]> {
+    /// The recipe, to say where contents went.
+    pub(super) fn recorder(&mut self) -> &mut Recorder {
+        &mut self.recorder
+    }
+
+    /// The recipe of all that was taken.
+    pub(super) fn into_recorder(self) -> Recorder {
+        self.recorder
+    }
+
+    /// The next bytes: at most `most`, and at least one unless the stream is at its end.
+    fn next(&mut self, most: u64) -> Result<Range<usize>> {
         while self.at == self.chunk.len() {
             match self.input.recv() {
                 Ok(Ok(chunk)) => {
@@ -67,31 +83,29 @@ impl Stream {
                 Ok(Err(Broken::Input(error))) => {
                     return Err(Fault::Store(crate::error::Error::io("read the layer")(error)));
                 }
-                Err(_) => return Ok(&[]),
+                Err(_) => return Ok(self.at..self.at),
             }
         }
-        Ok(&self.chunk[self.at..])
-    }
-
-    /// Passes over bytes that [`Stream::peek`] gave.
-    pub(super) fn consume(&mut self, bytes: usize) {
+        let bytes = most.min((self.chunk.len() - self.at) as u64) as usize;
+        let start = self.at;
         self.at += bytes;
         self.offset += bytes as u64;
+        Ok(start..self.at)
     }
 
     /// Fills the buffer as far as the stream goes; returns how far.
-    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            let next = self.peek()?;
-            let piece = next.len().min(buffer.len() - filled);
-            if piece == 0 {
+            let span = self.next((buffer.len() - filled) as u64)?;
+            if span.is_empty() {
                 break;
             }
-            buffer[filled..filled + piece].copy_from_slice(&next[..piece]);
-            filled += piece;
-            self.consume(piece);
+            let next = &self.chunk[span];
+            buffer[filled..filled + next.len()].copy_from_slice(next);
+            filled += next.len();
         }
+        self.recorder.literal(&buffer[..filled])?;
         Ok(filled)
     }
 
@@ -106,31 +120,44 @@ impl Stream {
         }
     }
 
-    /// Hands the next `bytes` bytes to `sink`, piece by piece.
-    pub(super) fn each(&mut self, bytes: u64, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// Hands the next `bytes` bytes, which are a file's contents, to `sink`, piece by piece.
+    pub(super) fn contents(&mut self, bytes: u64, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut left = bytes;
         while left > 0 {
-            let next = self.peek()?;
-            let piece = (next.len() as u64).min(left) as usize;
-            if piece == 0 {
-                let reason = format!("the tar is truncated: {left} of {bytes} bytes of contents are missing");
-                return Err(Fault::bad(b"", self.offset, reason));
+            let span = self.next(left)?;
+            if span.is_empty() {
+                return Err(self.truncated(left, bytes));
             }
-            sink(&next[..piece])?;
-            self.consume(piece);
-            left -= piece as u64;
+            left -= span.len() as u64;
+            sink(&self.chunk[span])?;
         }
         Ok(())
     }
 
+    /// Passes over the next `bytes` bytes.
+    pub(super) fn skip(&mut self, bytes: u64) -> Result<()> {
+        let mut left = bytes;
+        while left > 0 {
+            let span = self.next(left)?;
+            if span.is_empty() {
+                return Err(self.truncated(left, bytes));
+            }
+            left -= span.len() as u64;
+            self.recorder.literal(&self.chunk[span])?;
+        }
+        Ok(())
+    }
+
+    fn truncated(&self, left: u64, bytes: u64) -> Fault {
+        let reason = format!("the tar is truncated: {left} of {bytes} bytes of contents are missing");
+        Fault::bad(b"", self.offset, reason)
+    }
+
     /// The next `bytes` bytes, which the caller has bounded.
     pub(super) fn take(&mut self, bytes: u64) -> Result<Vec<u8>> {
-        let mut taken = Vec::with_capacity(bytes as usize);
-        self.each(bytes, |piece| {
-            taken.extend_from_slice(piece);
-            Ok(())
-        })?;
-        Ok(taken)
+        let mut taken = vec![0; bytes as usize];
+        let left = bytes - self.fill(&mut taken)? as u64;
+        if left > 0 { Err(self.truncated(left, bytes)) } else { Ok(taken) }
     }
 
     /// Passes over what is left of the block that holds the last of `bytes` bytes of contents. The end of the
@@ -145,11 +172,11 @@ impl Stream {
     /// Passes over everything to the end.
     pub(super) fn drain(&mut self) -> Result<()> {
         loop {
-            let left = self.peek()?.len();
-            if left == 0 {
+            let span = self.next(u64::MAX)?;
+            if span.is_empty() {
                 return Ok(());
             }
-            self.consume(left);
+            self.recorder.literal(&self.chunk[span])?;
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 pub(crate) const VERSION: u32 = 1;
 
 const INCOMPAT: &[&str] = &["erofs-trees", "sha256-objects"];
+/// `layer-recipes`: a recipe may name objects that no tree names, so a program that doesn't know recipes must not collect
+/// garbage.
+const RO_COMPAT: &[&str] = &["layer-recipes"];
 const PATH: &str = "FORMAT";
 const TEMPORARY: &str = "FORMAT.new";
 
@@ -30,6 +33,9 @@ pub(crate) struct Format {
     pub(crate) ro_compat: Vec<String>,
     #[serde(default)]
     pub(crate) incompat: Vec<String>,
+    /// Members that this program doesn't know.
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Format {
@@ -52,7 +58,7 @@ impl Format {
             .incompat
             .iter()
             .filter(|name| !INCOMPAT.contains(&name.as_str()))
-            .chain(&self.ro_compat)
+            .chain(self.ro_compat.iter().filter(|name| !RO_COMPAT.contains(&name.as_str())))
             .map(String::as_str)
             .collect();
         if self.version <= VERSION && foreign.is_empty() {
@@ -75,10 +81,27 @@ impl Format {
             version: VERSION,
             uuid: new_uuid().map_err(Error::io("draw a random store id"))?,
             compat: Vec::new(),
-            ro_compat: Vec::new(),
+            ro_compat: RO_COMPAT.iter().map(ToString::to_string).collect(),
             incompat: INCOMPAT.iter().map(ToString::to_string).collect(),
+            others: serde_json::Map::new(),
         };
-        let mut text = serde_json::to_vec_pretty(&format).map_err(|error| Error::NotAStore {
+        format.write(disk, root)?;
+        Ok(format)
+    }
+
+    /// Adds what this program will write and older ones didn't, durably. The caller holds the store's lock.
+    pub(crate) fn upgrade(mut self, disk: &dyn Disk, root: &Path) -> Result<Format> {
+        let missing = RO_COMPAT.iter().filter(|name| !self.ro_compat.iter().any(|known| known == *name));
+        let missing: Vec<String> = missing.map(ToString::to_string).collect();
+        if !missing.is_empty() {
+            self.ro_compat.extend(missing);
+            self.write(disk, root)?;
+        }
+        Ok(self)
+    }
+
+    fn write(&self, disk: &dyn Disk, root: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| Error::NotAStore {
             root: root.to_path_buf(),
             reason: format!("its FORMAT cannot be written: {error}"),
         })?;
@@ -89,11 +112,10 @@ impl Format {
             disk.write(&file, &text)?;
             disk.set_mode(Path::new(TEMPORARY), 0o444)?;
             disk.sync(&file)?;
-            disk.publish(Path::new(TEMPORARY), Path::new(PATH))?;
+            disk.replace(Path::new(TEMPORARY), Path::new(PATH))?;
             disk.sync_dir(Path::new("."))
         };
-        publish().map_err(Error::io(format!("write {}", root.join(PATH).display())))?;
-        Ok(format)
+        publish().map_err(Error::io(format!("write {}", root.join(PATH).display())))
     }
 
     /// True for the names that a half-made store may hold.

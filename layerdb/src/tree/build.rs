@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 
 use super::graph::{Edge, Graph, Node, NodeBody};
 use super::map::Bytes;
+use super::write::Placement;
 use super::xattr::{Pair, XattrSet, XattrTable, encode_all};
 use super::{
     Attributes, Body, FileKind, INLINE_MAX, NAME_MAX, TARGET_MAX, Timestamp, Written, encode_device, whiteout,
@@ -16,6 +17,18 @@ use crate::error::{Error, Result};
 /// An inode of a [`Builder`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId(u32);
+
+impl NodeId {
+    /// Its place among all inodes of its builder, in the order in which they were made.
+    pub(crate) fn number(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The inverse of [`NodeId::number`].
+    pub(crate) fn from_number(number: u32) -> NodeId {
+        NodeId(number)
+    }
+}
 
 /// A tree that grows in any order.
 ///
@@ -160,6 +173,13 @@ impl Builder {
         Ok(())
     }
 
+    /// Makes an inode that has no name yet. Without one it isn't written.
+    pub fn insert_unnamed(&mut self, attributes: Attributes, body: Body) -> Result<NodeId> {
+        let kind = check_attributes(b"", &attributes)?;
+        let content = self.hold(b"", kind, &attributes, body, false)?;
+        self.add(kind, attributes, content)
+    }
+
     /// Gives an inode another name.
     pub fn link(&mut self, dir: NodeId, name: &[u8], target: NodeId) -> Result<()> {
         self.check_place(dir, name)?;
@@ -193,10 +213,19 @@ impl Builder {
 
     /// Writes the tree to `out`, an empty file. The bytes do not depend on the order of the calls before.
     pub fn write(self, out: &mut dyn Write) -> Result<Written> {
+        self.write_then(out, |_| Ok(())).map(|(written, ())| written)
+    }
+
+    /// [`Builder::write`], then something that needs to know where everything went.
+    pub fn write_then<T>(
+        self,
+        out: &mut dyn Write,
+        then: impl FnOnce(&Placement<'_>) -> Result<T>,
+    ) -> Result<(Written, T)> {
         let spool = self.spool.into_inner().map_err(|error| Error::io("cannot write the spool")(error.into_error()))?;
         let spooled = Bytes::map(spool.file()).map_err(Error::io("cannot map the spool"))?;
         let graph = into_graph(&self.items, &self.objects, self.xattrs, &spooled)?;
-        super::write::write(&graph, out)
+        super::write::write_then(&graph, out, then)
     }
 
     fn item(&self, node: NodeId) -> &Item {

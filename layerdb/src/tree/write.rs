@@ -12,15 +12,72 @@ use super::graph::{Edge, Graph, Node, NodeBody};
 use super::place::{Place, Placer};
 use super::share::{XattrArea, Xattrs};
 use super::sink::Sink;
-use super::{FileKind, Written};
+use super::{FileKind, Nid, NodeId, Written};
+use crate::digest::ObjectId;
 use crate::error::{Error, Result};
 
 /// Writes the tree of `graph` to `out`, an empty file.
 pub(super) fn write(graph: &Graph<'_>, out: &mut dyn Write) -> Result<Written> {
+    write_then(graph, out, |_| Ok(())).map(|(written, ())| written)
+}
+
+/// Writes the tree, then does what needs to know where everything went.
+pub(super) fn write_then<T>(
+    graph: &Graph<'_>,
+    out: &mut dyn Write,
+    then: impl FnOnce(&Placement<'_>) -> Result<T>,
+) -> Result<(Written, T)> {
     let order = Order::of(graph);
     let xattrs = Xattrs::plan(graph, &order.nodes)?;
     let plan = Plan::new(graph, &order, &xattrs)?;
-    Image { graph, order: &order, xattrs: &xattrs, plan: &plan }.write(out)
+    let written = Image { graph, order: &order, xattrs: &xattrs, plan: &plan }.write(out)?;
+    Ok((written, then(&Placement { graph, plan: &plan })?))
+}
+
+/// Where the inodes of a tree went.
+#[derive(Debug)]
+pub struct Placement<'a> {
+    graph: &'a Graph<'a>,
+    plan: &'a Plan,
+}
+
+/// What became of the contents of a regular file that a builder took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents<'a> {
+    /// The tree has the file.
+    Placed(Nid),
+    /// No name leads to the file any more; it had these bytes.
+    LeftInline(&'a [u8]),
+    /// No name leads to the file any more; its bytes are an object.
+    LeftObject {
+        /// The object.
+        id: ObjectId,
+        /// Its length in bytes.
+        size: u64,
+    },
+}
+
+impl Placement<'_> {
+    /// The contents of a regular file. `None` for inodes of other kinds.
+    pub fn contents(&self, node: NodeId) -> Option<Contents<'_>> {
+        let number = node.number();
+        let nid = self.plan.placed[number].nid;
+        match &self.graph.nodes[number].body {
+            NodeBody::Inline(_) | NodeBody::Object { .. } if nid != 0 => Some(Contents::Placed(Nid(nid.into()))),
+            NodeBody::Inline(bytes) => Some(Contents::LeftInline(bytes)),
+            NodeBody::Object { id, size } => Some(Contents::LeftObject { id: *id, size: *size }),
+            _ => None,
+        }
+    }
+
+    /// The objects of all regular files that no name leads to, with their sizes.
+    pub fn left_objects(&self) -> impl Iterator<Item = (ObjectId, u64)> {
+        let nodes = self.graph.nodes.iter().zip(&self.plan.placed);
+        nodes.filter(|(_, placed)| placed.nid == 0).filter_map(|(node, _)| match node.body {
+            NodeBody::Object { id, size } => Some((id, size)),
+            _ => None,
+        })
+    }
 }
 
 /// The canonical order: the root; then, for a directory, all its entries by name, then each of its
@@ -63,6 +120,7 @@ impl Order {
 }
 
 /// Where everything goes.
+#[derive(Debug)]
 struct Plan {
     /// For each inode of the graph.
     placed: Vec<Placed>,
@@ -74,8 +132,9 @@ struct Plan {
     blocks: u32,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Placed {
+    /// 0 if no name leads to the inode.
     nid: u32,
     layout: Layout,
     /// First block of data that is not inline.
