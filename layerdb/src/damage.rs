@@ -5,13 +5,15 @@
 //! first and the damaged file goes after, so that a power cut between the two forgets nothing. A layer that is marked
 //! is not taken for known: importing or pulling it again writes what it lacks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DiffId, ObjectId};
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::image::Image;
 use crate::ingest::unix_seconds;
 use crate::layer::{self, Layer};
 use crate::object;
@@ -85,20 +87,32 @@ impl Store {
         Ok(!self.db().scan_from(Family::System, ALL, None, 1)?.is_empty())
     }
 
-    /// Takes note that an object which layers or images name has no file (of its length), and marks the layers.
-    pub fn report_missing(&self, id: ObjectId, bytes: Option<u64>) -> Result<()> {
+    /// Takes note that objects which layers or images name have no file (of their length), and marks the layers.
+    pub fn report_missing(&self, objects: &[(ObjectId, Option<u64>)]) -> Result<()> {
+        let mut missing = HashSet::new();
         {
             let _damage = self.damage.lock();
-            if self.has_object(id, bytes)? || self.damaged_object(id)?.is_some() {
-                return Ok(());
-            }
             let mut batch = Batch::new();
-            put_object(&mut batch, id, bytes, "it is missing")?;
+            for (id, bytes) in objects {
+                if !self.has_object(*id, *bytes)? && self.damaged_object(*id)?.is_none() {
+                    put_object(&mut batch, *id, *bytes, "it is missing")?;
+                    missing.insert(*id);
+                }
+            }
             self.db().commit(batch)?;
         }
-        let touched = self.mark_layers(&[id].into())?;
-        tracing::error!(object = %id, layers = touched.layers(), images = touched.images(), "an object is missing");
+        for (id, touched) in self.mark_layers(&missing)? {
+            let (layers, images) = (touched.layers(), touched.images());
+            tracing::error!(object = %id, layers, images, "an object is missing");
+        }
         Ok(())
+    }
+
+    /// Marks a layer whose tree or recipe is not there.
+    pub(crate) fn report_lost(&self, diff_id: DiffId) -> Result<()> {
+        self.forget_layer_tree(diff_id);
+        let missing = self.missing_objects()?;
+        self.examine(diff_id, &missing).map(drop)
     }
 
     pub(crate) fn damaged_object(&self, id: ObjectId) -> Result<Option<DamagedObject>> {
@@ -155,9 +169,13 @@ impl Store {
         mark.since = earlier.as_ref().map_or(mark.since, |earlier| earlier.since);
         // A layer that is gone needs nothing.
         if let Some(layer) = self.layer(diff_id)? {
-            mark.tree = self.layer_tree(diff_id).is_err();
+            mark.tree = self.lacks_tree(&layer)?;
             mark.recipe = self.lacks_recipe(&layer);
-            mark.objects = if mark.tree { 0 } else { self.count_needed(&layer, missing)? };
+            mark.objects = match self.count_needed(&layer, missing) {
+                // Its tree or recipe doesn't say; one of the two is marked.
+                Err(error) if error.kind() == Kind::Corrupt => 0,
+                counted => counted?,
+            };
         }
         if (!mark.is_whole()).then_some(&mark) != earlier.as_ref() {
             let mut batch = Batch::new();
@@ -167,6 +185,15 @@ impl Store {
         Ok(mark.is_whole())
     }
 
+    /// Whether the layer's tree can't be used, or its file is gone or of another length.
+    fn lacks_tree(&self, layer: &Layer) -> Result<bool> {
+        let path = layer::path(layer.diff_id);
+        let found = disk::stat(self.disk(), &path)
+            .map_err(Error::io(format!("look for the tree of layer {}", layer.diff_id)))?;
+        let there = found.is_some_and(|stat| stat.st_size as u64 == layer.tree_bytes);
+        Ok(!there || self.layer_tree(layer.diff_id).is_err())
+    }
+
     /// Whether the layer had a recipe and has none that can be read.
     fn lacks_recipe(&self, layer: &Layer) -> bool {
         layer.recipe.as_ref().is_some_and(|recipe| self.open_recipe(layer, recipe).is_err())
@@ -174,54 +201,84 @@ impl Store {
 
     /// How many of these objects a layer needs.
     fn count_needed(&self, layer: &Layer, objects: &HashSet<ObjectId>) -> Result<u64> {
-        if objects.is_empty() {
-            return Ok(0);
-        }
-        let mut needed = HashSet::new();
-        layer::each_object(&*self.layer_tree(layer.diff_id)?, |id, _| {
-            if objects.contains(&id) {
-                needed.insert(id);
-            }
-        })?;
-        Ok(needed.len() as u64)
+        Ok(self.needed(layer, objects)?.len() as u64)
     }
 
-    /// Marks the layers that need any of these objects, and says which layers and images do.
-    pub(crate) fn mark_layers(&self, objects: &HashSet<ObjectId>) -> Result<Touched> {
-        let mut touched = Touched::default();
-        for layer in self.layers()? {
+    /// Which of these objects a layer needs.
+    fn needed(&self, layer: &Layer, objects: &HashSet<ObjectId>) -> Result<HashSet<ObjectId>> {
+        let mut needed = HashSet::new();
+        if !objects.is_empty() {
+            self.each_layer_object(layer, |id, _| {
+                if objects.contains(&id) {
+                    needed.insert(id);
+                }
+            })?;
+        }
+        Ok(needed)
+    }
+
+    /// Which layers and images need these objects. Walks over all trees, if there are objects.
+    pub(crate) fn needed_by(&self, objects: &HashSet<ObjectId>) -> Result<HashMap<ObjectId, Touched>> {
+        let mut touched: HashMap<ObjectId, Touched> = HashMap::new();
+        if objects.is_empty() {
+            return Ok(touched);
+        }
+        let mut needing: HashMap<DiffId, HashSet<ObjectId>> = HashMap::new();
+        for layer in self.readable::<Layer>(Family::Layers)? {
             // One whose tree is damaged has a mark of its own.
-            let Ok(needed) = self.count_needed(&layer, objects) else { continue };
-            if needed > 0 {
-                touched.layers.push(layer.diff_id);
-                self.examine(layer.diff_id, objects)?;
+            let Ok(needed) = self.needed(&layer, objects) else { continue };
+            for id in &needed {
+                touched.entry(*id).or_default().layers.push(layer.diff_id);
+            }
+            if !needed.is_empty() {
+                needing.insert(layer.diff_id, needed);
             }
         }
-        touched.add_images(self, objects)?;
+        for image in self.readable::<Image>(Family::Images)? {
+            let documents = image.objects();
+            let documents = documents.iter().filter(|id| objects.contains(id));
+            let needed: HashSet<&ObjectId> =
+                image.layers.iter().filter_map(|layer| needing.get(layer)).flatten().chain(documents).collect();
+            for id in needed {
+                touched.entry(*id).or_default().images.push(image.name.clone());
+            }
+        }
         Ok(touched)
+    }
+
+    /// The rows of a family that make sense.
+    fn readable<T: DeserializeOwned>(&self, family: Family) -> Result<Vec<T>> {
+        let rows = self.db().scan(family, b"")?;
+        Ok(rows.iter().filter_map(|(_, value)| serde_json::from_slice(value).ok()).collect())
+    }
+
+    /// Marks the layers that need any of these objects, and says which layers and images need which.
+    pub(crate) fn mark_layers(&self, objects: &HashSet<ObjectId>) -> Result<HashMap<ObjectId, Touched>> {
+        let touched = self.needed_by(objects)?;
+        let layers: HashSet<DiffId> = touched.values().flat_map(|touched| &touched.layers).copied().collect();
+        if !layers.is_empty() {
+            let missing = self.missing_objects()?;
+            layers.into_iter().try_for_each(|layer| self.examine(layer, &missing).map(drop))?;
+        }
+        Ok(touched)
+    }
+
+    /// The images that have this layer.
+    pub(crate) fn touched_by_layer(&self, diff_id: DiffId) -> Result<Touched> {
+        let images =
+            self.readable::<Image>(Family::Images)?.into_iter().filter(|image| image.layers.contains(&diff_id));
+        Ok(Touched { layers: vec![diff_id], images: images.map(|image| image.name).collect() })
     }
 }
 
 /// The layers and images that something is needed by.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Touched {
     pub(crate) layers: Vec<DiffId>,
     pub(crate) images: Vec<String>,
 }
 
 impl Touched {
-    /// Adds the images that have one of the layers, or one of the objects as a document.
-    pub(crate) fn add_images(&mut self, store: &Store, objects: &HashSet<ObjectId>) -> Result<()> {
-        let layers: HashSet<&DiffId> = self.layers.iter().collect();
-        for image in store.images()? {
-            let needs = image.layers.iter().any(|layer| layers.contains(layer));
-            if needs || image.objects().iter().any(|object| objects.contains(object)) {
-                self.images.push(image.name);
-            }
-        }
-        Ok(())
-    }
-
     /// The layers, for a log.
     pub(crate) fn layers(&self) -> String {
         listed(self.layers.iter().map(ToString::to_string), self.layers.len())
@@ -234,13 +291,14 @@ impl Touched {
 }
 
 /// Names in one line, not all of them if they are many.
-fn listed(names: impl Iterator<Item = String>, count: usize) -> String {
+pub(crate) fn listed(names: impl Iterator<Item = String>, count: usize) -> String {
     const SHOWN: usize = 10;
-    let mut text = names.take(SHOWN).collect::<Vec<_>>().join(", ");
-    if count > SHOWN {
-        text.push_str(&format!(" and {} more", count - SHOWN));
+    let text = names.take(SHOWN).collect::<Vec<_>>().join(", ");
+    match count {
+        0 => "none".to_owned(),
+        count if count > SHOWN => format!("{text} and {} more", count - SHOWN),
+        _ => text,
     }
-    if count == 0 { "none".to_owned() } else { text }
 }
 
 pub(crate) fn object_key(id: ObjectId) -> String {

@@ -8,6 +8,8 @@ mod source;
 
 use std::path::PathBuf;
 
+pub(crate) use oci::Config;
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DiffId, Digest, ObjectId};

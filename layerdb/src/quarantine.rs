@@ -33,16 +33,19 @@ pub enum Damaged {
     Tree(DiffId),
     /// The recipe of a layer.
     Recipe(DiffId),
+    /// A file that has no place in the store.
+    Stray,
 }
 
 impl Damaged {
     /// Where it lies below the store's root while it is in use.
-    pub(crate) fn path(self) -> PathBuf {
-        match self {
+    pub(crate) fn path(self) -> Option<PathBuf> {
+        Some(match self {
             Damaged::Object(id) => object::path(id),
             Damaged::Tree(diff_id) => layer::path(diff_id),
             Damaged::Recipe(diff_id) => layer::recipe_path(diff_id),
-        }
+            Damaged::Stray => return None,
+        })
     }
 
     fn name(self) -> String {
@@ -50,6 +53,7 @@ impl Damaged {
             Damaged::Object(id) => format!("object-{}", id.hex()),
             Damaged::Tree(diff_id) => format!("tree-{}", diff_id.hex()),
             Damaged::Recipe(diff_id) => format!("recipe-{}", diff_id.hex()),
+            Damaged::Stray => "stray".to_owned(),
         }
     }
 }
@@ -60,6 +64,7 @@ impl std::fmt::Display for Damaged {
             Damaged::Object(id) => write!(out, "object {id}"),
             Damaged::Tree(diff_id) => write!(out, "the tree of layer {diff_id}"),
             Damaged::Recipe(diff_id) => write!(out, "the recipe of layer {diff_id}"),
+            Damaged::Stray => write!(out, "a stray file"),
         }
     }
 }
@@ -108,20 +113,22 @@ pub struct Quarantined {
     pub images_total: u64,
 }
 
+/// The file that a note in `quarantine/` belongs to. `None` if the name is that of no note.
+pub(crate) fn noted(name: &str) -> Option<&str> {
+    name.strip_suffix(".json")
+}
+
 impl Store {
     /// Takes a damaged file out of use, and marks the layers that need it. `None` if it is gone, or not the file that
     /// was looked at. The layers are looked for after the file is out of use; that takes a walk over all trees.
     pub fn quarantine(&self, what: Damaged, finding: &Finding) -> Result<Option<Quarantined>> {
         self.require_writable()?;
         let Some(mut note) = self.set_aside(what, finding)? else { return Ok(None) };
-        let mut touched = Touched::default();
-        match what {
-            Damaged::Object(id) => touched = self.mark_layers(&[id].into())?,
-            Damaged::Tree(diff_id) | Damaged::Recipe(diff_id) => {
-                touched.layers.push(diff_id);
-                touched.add_images(self, &HashSet::new())?;
-            }
-        }
+        let mut touched = match what {
+            Damaged::Object(id) => self.mark_layers(&[id].into())?.remove(&id).unwrap_or_default(),
+            Damaged::Tree(diff_id) | Damaged::Recipe(diff_id) => self.touched_by_layer(diff_id)?,
+            Damaged::Stray => Touched::default(),
+        };
         tracing::error!(
             file = %what, reason = finding.reason, layers = touched.layers(), images = touched.images(),
             "a damaged file was moved to quarantine"
@@ -140,7 +147,7 @@ impl Store {
     pub fn quarantined(&self) -> Result<Vec<Quarantined>> {
         let mut notes = Vec::new();
         for name in self.quarantine_names()? {
-            if name.ends_with(".json") {
+            if noted(&name).is_some() {
                 notes.extend(self.read_note(&name)?);
             }
         }
@@ -166,7 +173,10 @@ impl Store {
 
     pub(crate) fn quarantine_names(&self) -> Result<Vec<String>> {
         let action = || format!("read {}", self.root().join(FOLDER).display());
-        let names = disk::list(self.disk(), Path::new(FOLDER)).map_err(Error::io(action()))?;
+        let names = match disk::list(self.disk(), Path::new(FOLDER)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(Error::io(action()))?,
+        };
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
@@ -182,16 +192,54 @@ impl Store {
         Ok(serde_json::from_slice(&text).ok())
     }
 
+    /// Moves a file that has no place in the store to quarantine, and says so.
+    pub(crate) fn quarantine_stray(&self, path: &Path) -> Result<String> {
+        self.require_writable()?;
+        let _damage = self.damage.lock();
+        let finding = Finding { reason: format!("it lay at {}", path.display()), ..Finding::default() };
+        let Some(note) = self.note_of(Damaged::Stray, path, &finding)? else { return Ok("it is gone".into()) };
+        self.write_note(&note)?;
+        self.move_away(path, &note.name)?;
+        Ok(format!("moved to quarantine/{}", note.name))
+    }
+
     /// Marks first, moves then. The lock keeps [`Store::settle_damage`] from looking between the two.
     fn set_aside(&self, what: Damaged, finding: &Finding) -> Result<Option<Quarantined>> {
         let _damage = self.damage.lock();
-        let from = what.path();
-        let action = || format!("move {} to quarantine", self.root().join(&from).display());
-        let Some(stat) = disk::stat(self.disk(), &from).map_err(Error::io(action()))? else { return Ok(None) };
+        let Some(from) = what.path() else { return Ok(None) };
+        let Some(note) = self.note_of(what, &from, finding)? else { return Ok(None) };
+        self.write_note(&note)?;
+        let mut batch = Batch::new();
+        let marked = |diff_id| -> Result<DamagedLayer> {
+            Ok(self.layer_damage(diff_id)?.unwrap_or_else(|| DamagedLayer::new(diff_id)))
+        };
+        match what {
+            // Its length is not told: a wrong one may be what is the matter.
+            Damaged::Object(id) => damage::put_object(&mut batch, id, None, &finding.reason)?,
+            Damaged::Tree(diff_id) => {
+                damage::put_layer(&mut batch, &DamagedLayer { tree: true, ..marked(diff_id)? })?;
+            }
+            Damaged::Recipe(diff_id) => {
+                damage::put_layer(&mut batch, &DamagedLayer { recipe: true, ..marked(diff_id)? })?;
+            }
+            Damaged::Stray => {}
+        }
+        self.db().commit(batch)?;
+        self.move_away(&from, &note.name)?;
+        if let Damaged::Tree(diff_id) = what {
+            self.forget_layer_tree(diff_id);
+        }
+        Ok(Some(note))
+    }
+
+    /// The note of a file that is to be moved. `None` if it is gone, or another than was looked at.
+    fn note_of(&self, what: Damaged, path: &Path, finding: &Finding) -> Result<Option<Quarantined>> {
+        let action = || format!("stat {}", self.root().join(path).display());
+        let Some(stat) = disk::stat(self.disk(), path).map_err(Error::io(action()))? else { return Ok(None) };
         if finding.inode.is_some_and(|inode| inode != stat.st_ino) {
             return Ok(None);
         }
-        let note = Quarantined {
+        Ok(Some(Quarantined {
             name: self.free_name(what)?,
             what,
             since: unix_seconds(),
@@ -203,39 +251,18 @@ impl Store {
             layers_total: 0,
             images: Vec::new(),
             images_total: 0,
-        };
-        self.write_note(&note)?;
-        let mut batch = Batch::new();
-        match what {
-            // Its length is not told: a wrong one may be what is the matter.
-            Damaged::Object(id) => damage::put_object(&mut batch, id, None, &finding.reason)?,
-            Damaged::Tree(diff_id) => {
-                let earlier = self.layer_damage(diff_id)?;
-                damage::put_layer(
-                    &mut batch,
-                    &DamagedLayer { tree: true, ..earlier.unwrap_or(DamagedLayer::new(diff_id)) },
-                )?;
-            }
-            Damaged::Recipe(diff_id) => {
-                let earlier = self.layer_damage(diff_id)?;
-                damage::put_layer(
-                    &mut batch,
-                    &DamagedLayer { recipe: true, ..earlier.unwrap_or(DamagedLayer::new(diff_id)) },
-                )?;
-            }
-        }
-        self.db().commit(batch)?;
-        match self.disk().publish(&from, &Path::new(FOLDER).join(&note.name)) {
+        }))
+    }
+
+    fn move_away(&self, from: &Path, name: &str) -> Result<()> {
+        let action = || format!("move {} to quarantine", self.root().join(from).display());
+        match self.disk().publish(from, &Path::new(FOLDER).join(name)) {
             // A collection was first.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             moved => moved.map_err(Error::io(action()))?,
         }
-        if let Damaged::Tree(diff_id) = what {
-            self.forget_layer_tree(diff_id);
-        }
         self.sync_dir(Path::new(FOLDER))?;
-        self.sync_dir(from.parent().unwrap_or(Path::new(".")))?;
-        Ok(Some(note))
+        self.sync_dir(from.parent().unwrap_or(Path::new(".")))
     }
 
     fn free_name(&self, what: Damaged) -> Result<String> {

@@ -28,11 +28,11 @@ use crate::error::{Error, Result};
 use claims::Claims;
 pub use claims::Hold;
 pub use db::{Batch, Db, Family, Row};
-use format::Format;
+pub(crate) use format::Format;
 pub(crate) use trees::Trees;
 pub(crate) use turns::Turns;
 
-const DIRECTORIES: [&str; 9] =
+pub(crate) const DIRECTORIES: [&str; 9] =
     ["meta", "objects", "layers", "layers/sha256", "chains", "chains/sha256", "snapshots", "quarantine", "tmp"];
 const LOCK: &str = "lock";
 
@@ -247,6 +247,13 @@ fn lay_out(disk: &dyn Disk, root: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// True for the names below `tmp/` that work in flight gives.
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let text = name.as_encoded_bytes();
+    let number = text.strip_prefix(b"scratch-").unwrap_or(text);
+    name == "scratch" || snapshot_dirs::is_removed(name) || number.iter().all(u8::is_ascii_digit)
 }
 
 /// Removes what work in flight left. Removed snapshots stay for garbage collection: they may be large, and opening

@@ -6,6 +6,7 @@
 //! Both writers are deterministic: equal content gives equal bytes, and thereby equal inode numbers.
 
 mod build;
+mod check;
 mod directory;
 mod format;
 mod graph;
@@ -24,6 +25,7 @@ use rustix::fs::{major, makedev, minor};
 use crate::digest::{Digest, ObjectId};
 
 pub use build::{Builder, NodeId};
+pub use check::Form;
 pub use directory::{Entries, Entry};
 pub use merge::merge;
 pub use read::{Inode, Tree};

@@ -125,8 +125,8 @@ fn report_of_a_missing_object_marks_its_layer_so_that_the_next_ingest_writes_it(
     let layer = world.ingest(&one);
     fs::remove_file(world.object(object_of(2))).unwrap();
     assert_eq!(world.ingest(&one).created, layer.created, "nobody has noticed yet");
-    world.store.report_missing(object_of(2), Some(10_000)).unwrap();
-    world.store.report_missing(object_of(1), Some(10_000)).unwrap();
+    world.store.report_missing(&[(object_of(2), Some(10_000))]).unwrap();
+    world.store.report_missing(&[(object_of(1), Some(10_000))]).unwrap();
     assert_eq!(world.store.damaged_objects().unwrap().len(), 1, "one of them is there");
     assert_eq!(world.store.layer_damage(layer.diff_id).unwrap().unwrap().objects, 1);
     assert_eq!(world.ingest(&one).new_bytes, 10_000);

@@ -67,6 +67,20 @@ impl Store {
         self.name_images(candidates, &ingested)
     }
 
+    /// Takes in one layer from a source that has it. `None` if it hasn't.
+    pub(crate) fn ingest_from(
+        self: &Arc<Store>,
+        source: &ImportSource,
+        diff_id: DiffId,
+        progress: &dyn Progress,
+    ) -> Result<Option<Layer>> {
+        self.require_writable()?;
+        let (source, candidates) = self.candidates(source)?;
+        let found = candidates.iter().flat_map(|candidate| &candidate.layers).find(|layer| layer.diff_id == diff_id);
+        let ingested = found.map(|planned| self.ingest_planned(&source, planned, progress)).transpose()?;
+        Ok(ingested.map(|(layer, _hold)| layer))
+    }
+
     fn candidates(&self, source: &ImportSource) -> Result<(Source, Vec<Candidate>)> {
         let open = |path: &Path| Source::open(self, path);
         let (source, docker) = match source {

@@ -42,19 +42,19 @@ struct Document {
 
 /// OCI image-spec, "Image Configuration": what matters here.
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(crate) struct Config {
     #[serde(default)]
     pub(super) os: String,
     #[serde(default)]
     pub(super) architecture: String,
     pub(super) created: Option<String>,
-    pub(super) rootfs: RootFs,
+    pub(crate) rootfs: RootFs,
 }
 
 /// The layers of a configuration.
 #[derive(Debug, Deserialize)]
-pub(super) struct RootFs {
-    pub(super) diff_ids: Vec<DiffId>,
+pub(crate) struct RootFs {
+    pub(crate) diff_ids: Vec<DiffId>,
 }
 
 /// This machine's architecture in Go's words, which images use.

@@ -74,6 +74,11 @@ impl Claims {
         table.collecting = true;
         Some(Collection { claims: Arc::clone(self) })
     }
+
+    /// Keeps anybody from claiming until the guard is dropped.
+    pub(crate) fn lock(&self) -> Unclaimed<'_> {
+        Unclaimed { table: self.table.lock() }
+    }
 }
 
 impl Hold {

@@ -55,7 +55,7 @@ impl Family {
         Family::Ops,
     ];
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Family::System => "system",
             Family::Layers => "layers",
