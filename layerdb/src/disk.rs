@@ -11,12 +11,15 @@
 //! - The names in a directory, and its mode, as of its last [`Disk::sync_dir`], or of the last [`Disk::sync_all`]. Of
 //!   what happened to them since, any part may have happened; the two halves of a move between two directories are
 //!   separate changes, so a file may be found under both names, or under none. A directory's own name is in its parent.
+//!   Within one directory changes of names happen in order, as all journaling filesystems have it; the store doesn't
+//!   need that, but RocksDB does.
 //! - Nothing else. In particular no order between changes, and nothing of a sync that returned an error: the kernel
 //!   may have forgotten what it failed to write, so a later sync that succeeds proves nothing about it.
 //!
 //! After the death of the process alone, everything that returned has happened, but need not be durable.
 
 mod appender;
+pub mod crash;
 mod fault;
 
 use std::fmt;

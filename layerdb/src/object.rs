@@ -6,7 +6,7 @@
 //! at every instant and after every power cut, and may be reused without looking at its bytes; what a crash leaves
 //! is in `tmp/`, or an object that no layer names and that garbage collection takes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,10 @@ pub(crate) struct Staging {
     /// Other files: temporary and final path.
     files: Vec<(PathBuf, PathBuf)>,
     new_bytes: u64,
+    /// Directories in which names are given and not yet durable.
+    publishing: BTreeSet<PathBuf>,
+    /// Directories with names that others gave, on which this work relies and that need not be durable.
+    relied_on: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -70,6 +74,8 @@ impl Staging {
             index: HashMap::new(),
             files: Vec::new(),
             new_bytes: 0,
+            publishing: BTreeSet::new(),
+            relied_on: BTreeSet::new(),
         })
     }
 
@@ -156,13 +162,32 @@ impl Staging {
     }
 
     /// True if the object is in the store or staged already; it is claimed then.
-    fn have(&self, id: ObjectId, size: u64) -> Result<bool> {
+    fn have(&mut self, id: ObjectId, size: u64) -> Result<bool> {
         if self.index.contains_key(&id) {
             return Ok(true);
         }
-        let found = self.hold.object(id, || disk::stat(self.store.disk(), &path(id)));
+        let path = path(id);
+        let found = self.hold.object(id, || disk::stat(self.store.disk(), &path));
         let found = found.map_err(Error::io(format!("look for object {id}")))?;
-        Ok(found.is_some_and(|stat| stat.st_size as u64 == size))
+        let have = found.is_some_and(|stat| stat.st_size as u64 == size);
+        if have {
+            path.ancestors().skip(1).take(2).for_each(|directory| self.rely_on(directory));
+        }
+        Ok(have)
+    }
+
+    /// To be called after a name was found in the directory.
+    fn rely_on(&mut self, directory: &Path) {
+        if self.store.names.unsettled(directory) {
+            self.relied_on.insert(directory.to_path_buf());
+        }
+    }
+
+    /// To be called before a name is given in the directory.
+    fn begin_names(&mut self, directory: &Path) {
+        if self.publishing.insert(directory.to_path_buf()) {
+            self.store.names.begin(directory);
+        }
     }
 
     fn adopt(&mut self, staged: Staged) -> Result<()> {
@@ -226,13 +251,21 @@ impl Staging {
         Ok(())
     }
 
-    fn sync_directories(&self, mut directories: Vec<PathBuf>) -> Result<()> {
+    /// Makes the names that were given or found durable.
+    fn sync_directories(&mut self, mut directories: Vec<PathBuf>) -> Result<()> {
+        directories.extend(std::mem::take(&mut self.relied_on));
         directories.sort_unstable();
         directories.dedup();
+        let names = &self.store.names;
         if directories.len() > SYNC_ONE_BY_ONE {
-            return self.store.sync_all();
+            let doubts = names.doubts();
+            self.store.sync_all()?;
+            names.settle(doubts);
+        } else {
+            directories.iter().try_for_each(|directory| self.store.sync_dir(directory))?;
         }
-        directories.iter().try_for_each(|directory| self.store.sync_dir(directory))
+        names.end(std::mem::take(&mut self.publishing));
+        Ok(())
     }
 
     /// Gives the staged objects their names; returns the directories that changed.
@@ -245,22 +278,26 @@ impl Staging {
             let renamed = self.rename_object(&staged, &target, &parent, &mut directories);
             renamed.map_err(Error::io(format!("publish object {}", staged.id)))?;
             directories.push(parent);
+            self.rely_on(Path::new("objects"));
         }
         Ok(directories)
     }
 
     fn rename_object(
-        &self,
+        &mut self,
         staged: &Staged,
         target: &Path,
         parent: &Path,
         directories: &mut Vec<PathBuf>,
     ) -> io::Result<()> {
-        let disk = self.store.disk();
+        self.begin_names(parent);
         let temporary = self.temporary(staged.number);
         loop {
+            let store = Arc::clone(&self.store);
+            let disk = store.disk();
             match disk.publish(&temporary, target) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.begin_names(Path::new("objects"));
                     match disk.create_dir(parent) {
                         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                         _ => directories.push(PathBuf::from("objects")),
@@ -283,6 +320,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if !self.publishing.is_empty() {
+            self.store.names.give_up(std::mem::take(&mut self.publishing));
+        }
         if let Err(error) = disk::remove_tree(self.store.disk(), &self.directory) {
             tracing::warn!(directory = %self.directory.display(), %error, "temporary directory stays until the next start");
         }

@@ -7,6 +7,7 @@
 pub(crate) mod claims;
 pub(crate) mod db;
 mod format;
+mod names;
 mod snapshot_dirs;
 mod trees;
 mod turns;
@@ -57,6 +58,7 @@ pub struct Store {
     format: Format,
     db: Db,
     pub(crate) claims: Arc<Claims>,
+    pub(crate) names: names::Names,
     pub(crate) trees: Trees,
     pub(crate) chains: Chains,
     pub(crate) ingesting: Turns<DiffId>,
@@ -94,9 +96,11 @@ impl Store {
             require_empty(&*disk, &root)?;
         }
         let lock = lock(&*disk, &root)?;
-        let format = match Format::read(&*disk, &root)? {
-            Some(format) => format.upgrade(&*disk, &root)?,
-            None => Format::create(&*disk, &root)?,
+        let format = if let Some(format) = Format::read(&*disk, &root)? {
+            format.upgrade(&*disk, &root)?
+        } else {
+            sync_ancestors(&root);
+            Format::create(&*disk, &root)?
         };
         lay_out(&*disk, &root)?;
         empty_temporaries(&*disk).map_err(Error::io(format!("empty {}", root.join("tmp").display())))?;
@@ -108,6 +112,7 @@ impl Store {
             disk,
             format,
             claims: Arc::default(),
+            names: names::Names::default(),
             trees: Trees::default(),
             chains: Chains::default(),
             ingesting: Turns::default(),
@@ -219,21 +224,30 @@ fn lock(disk: &dyn Disk, root: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Makes the directories that are missing, and checks that a rename between them can't cross filesystems.
-fn lay_out(disk: &dyn Disk, root: &Path) -> Result<()> {
-    let mut made = false;
-    for directory in DIRECTORIES {
-        match disk.create_dir(Path::new(directory)) {
-            Ok(()) => made = true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::io(format!("create {}", root.join(directory).display()))(error)),
+/// Makes the name of the root durable, and those above, which may be new too. One that can't be opened or synced was
+/// not made by this user.
+fn sync_ancestors(root: &Path) {
+    for directory in root.ancestors().skip(1) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if let Ok(directory) = rustix::fs::openat(rustix::fs::CWD, directory, flags, Mode::empty()) {
+            let _ = rustix::fs::fsync(directory);
         }
     }
-    if made {
-        for directory in [".", "layers", "chains"] {
-            disk.sync_dir(Path::new(directory))
-                .map_err(Error::io(format!("sync {}", root.join(directory).display())))?;
+}
+
+/// Makes the directories that are missing, and checks that a rename between them can't cross filesystems.
+fn lay_out(disk: &dyn Disk, root: &Path) -> Result<()> {
+    for directory in DIRECTORIES {
+        match disk.create_dir(Path::new(directory)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io(format!("create {}", root.join(directory).display()))(error));
+            }
+            _ => {}
         }
+    }
+    // Those that were there may be the work of a process that was killed before it came to this.
+    for directory in [".", "layers", "chains"] {
+        disk.sync_dir(Path::new(directory)).map_err(Error::io(format!("sync {}", root.join(directory).display())))?;
     }
     let device = |path: &str| {
         rustix::fs::statat(disk.root(), path, rustix::fs::AtFlags::empty())

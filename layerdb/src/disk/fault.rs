@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Disk, RealDisk};
+use super::Disk;
 
 /// The changes a [`Disk`] can make, as [`FaultyDisk`] counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +28,10 @@ pub enum Operation {
     Remove,
 }
 
-/// The real disk, but from a chosen operation on every change fails with a chosen error until the fault is lifted.
+/// Another disk, but from a chosen operation on every change fails with a chosen error until the fault is lifted.
 /// A failing write puts half of its bytes down first, as a full disk does.
 pub struct FaultyDisk {
-    disk: RealDisk,
+    disk: Box<dyn Disk>,
     /// Operations done since [`FaultyDisk::fail_at`].
     count: AtomicU64,
     /// The first operation that fails; `u64::MAX` for none.
@@ -54,9 +54,9 @@ impl fmt::Debug for FaultyDisk {
 
 impl FaultyDisk {
     /// Wraps a disk; nothing fails yet.
-    pub fn new(disk: RealDisk) -> FaultyDisk {
+    pub fn new(disk: impl Disk + 'static) -> FaultyDisk {
         FaultyDisk {
-            disk,
+            disk: Box::new(disk),
             count: AtomicU64::new(0),
             first: AtomicU64::new(u64::MAX),
             many: AtomicU64::new(0),
@@ -72,6 +72,11 @@ impl FaultyDisk {
         self.first.store(first, Ordering::Relaxed);
         self.count.store(0, Ordering::Relaxed);
         *self.failed.lock() = None;
+    }
+
+    /// Changes since the last [`FaultyDisk::fail_at`], or the beginning.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Lets everything succeed again and returns the first operation that failed, if one did.

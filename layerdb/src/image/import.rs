@@ -117,7 +117,7 @@ impl Store {
                     Ok(ingested) => done.lock().push(ingested),
                     Err(error) => {
                         let mut failed = failed.lock();
-                        if failed.as_ref().is_none_or(|(earlier, _)| at < *earlier) {
+                        if failed.as_ref().is_none_or(|known| is_better_told(&(at, &error), known)) {
                             *failed = Some((at, error));
                         }
                     }
@@ -202,6 +202,13 @@ impl Store {
         self.db().commit(batch)?;
         Ok(images)
     }
+}
+
+/// True if the failure of a layer, by its position, says more than another one: that of the earlier layer does, but a
+/// refusal because another thread's sync failed says less than that failure.
+fn is_better_told((at, error): &(usize, &Error), (known_at, known): &(usize, Error)) -> bool {
+    let refused = |error: &Error| matches!(error, Error::Broken { .. });
+    (refused(error), at) < (refused(known), known_at)
 }
 
 /// The one image that is meant by `name`, with that name.

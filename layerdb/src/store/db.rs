@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{MappedRwLockReadGuard, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, Direction, IteratorMode, LogLevel, Options, ReadOptions,
     WriteBatch, WriteOptions,
@@ -42,7 +42,8 @@ pub enum Family {
 }
 
 impl Family {
-    const ALL: [Family; 10] = [
+    /// All of them.
+    pub const ALL: [Family; 10] = [
         Family::System,
         Family::Layers,
         Family::Chains,
@@ -124,7 +125,7 @@ pub type Row = (Vec<u8>, Vec<u8>);
 /// The database of a store's metadata.
 pub struct Db {
     path: PathBuf,
-    /// `None` after a failed write and a failed attempt to open anew.
+    /// `None` after a failed write and a failed attempt to open anew: the next use tries again.
     rocksdb: RwLock<Option<DB>>,
     /// Held by commits that change what garbage collection starts from, and by garbage collection between reading
     /// those rows for the last time and deleting what they don't name. Taken before `rocksdb`.
@@ -168,8 +169,8 @@ impl Db {
 
     fn write(&self, batch: Batch) -> Result<()> {
         let failure = {
-            let guard = self.rocksdb.read();
-            let db = self.opened(guard.as_ref())?;
+            let guard = self.opened()?;
+            let db = &*guard;
             let mut rows = WriteBatch::default();
             for (family, key, value) in batch.changes {
                 let family = column(db, family)?;
@@ -189,7 +190,8 @@ impl Db {
         Err(self.error("commit metadata", &failure))
     }
 
-    /// RocksDB refuses everything after a failed write; opening it anew recovers what is on the disk.
+    /// RocksDB refuses everything after a failed write; opening it anew recovers what is on the disk. If that fails
+    /// too, on a full disk for example, every later use tries again.
     fn reopen(&self) {
         let mut guard = self.rocksdb.write();
         *guard = None;
@@ -199,10 +201,17 @@ impl Db {
         }
     }
 
-    fn opened<'a>(&self, db: Option<&'a DB>) -> Result<&'a DB> {
-        db.ok_or_else(|| Error::Metadata {
+    fn opened(&self) -> Result<MappedRwLockReadGuard<'_, DB>> {
+        if let Ok(db) = RwLockReadGuard::try_map(self.rocksdb.read(), Option::as_ref) {
+            return Ok(db);
+        }
+        let mut guard = self.rocksdb.write();
+        if guard.is_none() {
+            *guard = Some(open_rocksdb(&self.path)?);
+        }
+        RwLockReadGuard::try_map(RwLockWriteGuard::downgrade(guard), Option::as_ref).map_err(|_| Error::Metadata {
             action: format!("use metadata in {}", self.path.display()),
-            reason: "an earlier write failed and it could not be opened anew".into(),
+            reason: "an earlier write failed".into(),
         })
     }
 
@@ -218,9 +227,8 @@ impl Db {
 
     /// The value of a row. `None` if there is no such row.
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let guard = self.rocksdb.read();
-        let db = self.opened(guard.as_ref())?;
-        db.get_cf(column(db, family)?, key).map_err(|error| self.error("read metadata", &error))
+        let db = self.opened()?;
+        db.get_cf(column(&db, family)?, key).map_err(|error| self.error("read metadata", &error))
     }
 
     /// The JSON value of a row. `None` if there is no such row.
@@ -237,14 +245,13 @@ impl Db {
 
     /// Up to `limit` rows whose key starts with `prefix` and lies behind `after`, in the order of their keys.
     pub fn scan_from(&self, family: Family, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Row>> {
-        let guard = self.rocksdb.read();
-        let db = self.opened(guard.as_ref())?;
+        let db = self.opened()?;
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         let start = after.filter(|after| *after >= prefix).unwrap_or(prefix);
         let mode = IteratorMode::From(start, Direction::Forward);
         let mut rows = Vec::new();
-        for row in db.iterator_cf_opt(column(db, family)?, options, mode) {
+        for row in db.iterator_cf_opt(column(&db, family)?, options, mode) {
             let (key, value) = row.map_err(|error| self.error("read metadata", &error))?;
             if rows.len() >= limit || !key.starts_with(prefix) {
                 break;

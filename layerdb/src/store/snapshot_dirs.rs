@@ -66,13 +66,15 @@ impl Store {
     /// Takes `snapshots/<n>` away at once by moving it below `tmp/`; its space comes back with [`Store::gc`].
     /// A missing one is no error.
     pub fn remove_snapshot_dir(&self, n: u64) -> Result<()> {
+        self.require_writable()?;
         let relative = Path::new("snapshots").join(n.to_string());
         // Unique over restarts too: what an earlier process removed may still be there.
         let mut target = Path::new("tmp").join(format!("{REMOVED}{n}"));
         for attempt in 1_u32.. {
             match self.disk().publish(&relative, &target) {
                 Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                // An earlier attempt may have failed between this and the sync.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     target = Path::new("tmp").join(format!("{REMOVED}{n}-{attempt}"));
                 }

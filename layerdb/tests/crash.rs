@@ -1,0 +1,31 @@
+//! Power cuts, full and failing disks: what is acknowledged stays, what is not leaves nothing behind.
+//!
+//! `MICA_CRASH=long` (`make crash`) tries every state; otherwise some of them are tried.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "crash/check.rs"]
+mod check;
+#[path = "crash/faults.rs"]
+mod faults;
+#[path = "crash/killed.rs"]
+mod killed;
+#[path = "crash/material.rs"]
+mod material;
+#[path = "crash/power.rs"]
+mod power;
+#[path = "crash/scenario.rs"]
+mod scenario;
+#[path = "crash/watch.rs"]
+mod watch;
+
+/// Whether every state is to be tried.
+fn long() -> bool {
+    std::env::var_os("MICA_CRASH").is_some_and(|value| value == "long")
+}
+
+/// A directory in memory if there is one: what is tried here doesn't depend on a disk.
+fn folder() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a temporary directory")
+}
