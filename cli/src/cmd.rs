@@ -3,6 +3,7 @@
 mod df;
 mod doctor;
 mod gc;
+pub mod helper;
 mod image;
 mod keeper;
 mod layer;
@@ -27,6 +28,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// That of a mount helper, which has no options for it.
+    fn of_environment() -> Context {
+        let folder = |name| std::env::var_os(name).map(PathBuf::from);
+        Context { root: folder("MICA_ROOT"), state: folder("MICA_STATE"), json: false }
+    }
+
     /// The store's folder, absolute.
     fn root(&self) -> PathBuf {
         absolute(self.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::Cli;
+use cmd::helper::Helper;
 
 /// Why a command failed; what a person is told, and what the shell.
 #[derive(Debug)]
@@ -39,9 +40,18 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    output::log(&cli.log_filter());
-    match cmd::run(cli) {
+    let done = match Helper::called() {
+        Some(helper) => {
+            output::log(&std::env::var("MICA_LOG").unwrap_or_else(|_| "error".to_owned()));
+            helper.run()
+        }
+        None => {
+            let cli = Cli::parse();
+            output::log(&cli.log_filter());
+            cmd::run(cli)
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Said) => ExitCode::FAILURE,
         Err(Failure::Usage(text)) => {

@@ -394,3 +394,32 @@ fn umount_all_after_a_killed_daemon_leaves_nothing_of_it() {
     assert_eq!(leftovers(&place.path("state")), [] as [PathBuf; 0]);
     assert!(!place.path("root/daemon.json").exists());
 }
+
+#[test]
+fn called_as_fuse_overlayfs_or_mount_helper_it_takes_their_command_lines() {
+    let place = Place::new();
+    for name in ["fuse-overlayfs", "mount.fuse.mica"] {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mica"), place.path(name)).unwrap();
+    }
+    let run = |name: &str, words: &[&str]| {
+        let output = Command::new(place.path(name)).args(words).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, _) = run("fuse-overlayfs", &["--version"]);
+    assert_eq!(code, Some(0));
+    assert!(out.starts_with("fuse-overlayfs: version "), "{out}");
+    // Unknown options are named, and are not why it fails.
+    let missing = place.path("absent").display().to_string();
+    let options = format!("lowerdir={missing},private,frob=1");
+    let mountpoint = place.folder.path().display().to_string();
+    let (code, out, err) = run("fuse-overlayfs", &["-o", &options, "-q", "overlay", &mountpoint]);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    for said in ["unknown argument ignored: private", "ignored: frob=1", "ignored: -q", &missing] {
+        assert!(err.contains(said), "no {said:?} in {err}");
+    }
+    let (code, _, err) = run("mount.fuse.mica", &["mica", &mountpoint, "-o", "rw,lowerdir=/,frob=1"]);
+    assert!(code == Some(1) && err.contains("frob=1"), "{err}");
+    let (code, _, err) = run("mount.fuse.mica", &["mica", &mountpoint, "-sf", "-o", "rw,lowerdir=/,frob=1"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+}

@@ -26,9 +26,10 @@ use fuser::{
 
 use crate::error::{Error, Result};
 use crate::inode::{Attr, SetAttr};
-use translate::{ABSENT, FOREVER, attributes, errno, ino, time_in};
+use translate::{ABSENT, FOREVER, errno, ino, time_in};
 
 pub(crate) use serving::Serving;
+pub use serving::Shown;
 
 /// A union as `fuser` wants it.
 #[derive(Debug)]
@@ -125,7 +126,7 @@ impl Filesystem for Adapter {
         // A truncation says in a flag that the library does not hand on whether privileges go; whoever is root keeps
         // them. A message that sets nothing is the kernel's way to have them cleared before a write it passes through.
         set.kill_privileges = if size.is_some() { request.uid() != 0 } else { set == SetAttr::default() };
-        self.attr(reply, self.0.setattr(ino(number), fh, &set));
+        self.attr(reply, self.0.setattr(ino(number), fh, set));
     }
 
     fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
@@ -147,14 +148,14 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let _serving = self.0.enter();
-        let new = names::New::of(request, ino(parent), name, umask);
-        self.entry(reply, self.0.mknod(&new, mode, translate::device_in(rdev)));
+        let new = names::New::of(&self.0, request, ino(parent), name, umask);
+        self.entry(reply, new.and_then(|new| self.0.mknod(&new, mode, translate::device_in(rdev))));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _serving = self.0.enter();
-        let new = names::New::of(request, ino(parent), name, umask);
-        self.entry(reply, self.0.mkdir(&new, mode));
+        let new = names::New::of(&self.0, request, ino(parent), name, umask);
+        self.entry(reply, new.and_then(|new| self.0.mkdir(&new, mode)));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -169,8 +170,8 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let _serving = self.0.enter();
-        let new = names::New::of(request, ino(parent), name, 0);
-        self.entry(reply, self.0.symlink(&new, target.as_os_str().as_bytes()));
+        let new = names::New::of(&self.0, request, ino(parent), name, 0);
+        self.entry(reply, new.and_then(|new| self.0.symlink(&new, target.as_os_str().as_bytes())));
     }
 
     fn rename(
@@ -323,20 +324,12 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let _serving = self.0.enter();
-        bounded(reply, size, self.0.union.getxattr(ino(number), name.as_bytes()));
+        bounded(reply, size, self.0.getxattr(ino(number), name.as_bytes()));
     }
 
     fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let _serving = self.0.enter();
-        let names = self.0.union.listxattr(ino(number)).map(|names| {
-            let mut list = Vec::new();
-            for name in names {
-                list.extend_from_slice(&name);
-                list.push(0);
-            }
-            list
-        });
-        bounded(reply, size, names);
+        bounded(reply, size, self.0.listxattr(ino(number)));
     }
 
     fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -360,8 +353,10 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let _serving = self.0.enter();
-        let new = names::New::of(request, ino(parent), name, umask);
-        self.0.create(&new, mode, flags, reply);
+        match names::New::of(&self.0, request, ino(parent), name, umask) {
+            Ok(new) => self.0.create(&new, mode, flags, reply),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn getlk(
@@ -478,7 +473,7 @@ impl Adapter {
         match attr {
             Ok(attr) => {
                 let ttl = self.0.ttl(attr.ino);
-                reply.entry_with_ttls(&ttl, &FOREVER, &attributes(&attr), Generation(0));
+                reply.entry_with_ttls(&ttl, &FOREVER, &self.0.attributes(&attr), Generation(0));
             }
             Err(error) => reply.error(errno(&error)),
         }
@@ -486,7 +481,7 @@ impl Adapter {
 
     fn attr(&self, reply: ReplyAttr, attr: Result<Attr>) {
         match attr {
-            Ok(attr) => reply.attr(&self.0.ttl(attr.ino), &attributes(&attr)),
+            Ok(attr) => reply.attr(&self.0.ttl(attr.ino), &self.0.attributes(&attr)),
             Err(error) => reply.error(errno(&error)),
         }
     }

@@ -9,6 +9,7 @@
 pub mod diff;
 pub mod error;
 pub mod fuse;
+pub mod ids;
 pub mod inode;
 pub mod keeper;
 pub mod lower;

@@ -1,8 +1,9 @@
 //! The text of `-o`.
 //!
 //! Options are separated by commas, the directories of `lowerdir` by colons; a backslash takes the meaning off the
-//! character behind it. Of a list of directories the first is on top. Options that say the same thing override
-//! earlier ones. What is not known is refused by name.
+//! character behind it, and commas between double quotes separate nothing. Of a list of directories the first is on
+//! top. Options that say the same thing override earlier ones. What is not known is refused by name, or handed back
+//! to those who must put up with it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use rustix::mount::MountAttrFlags;
 
 use crate::error::{Error, Result};
+use crate::ids::IdMap;
 use crate::session::MountOptions;
 use crate::upper::Format;
 
@@ -31,7 +33,7 @@ pub struct Options {
 
 /// Options of mount(8) that mean nothing here: to be mounted or not by `mount -a`, by whom, in what order, and
 /// comments.
-const IDLE: [&str; 14] = [
+const IDLE: [&str; 20] = [
     "defaults",
     "auto",
     "noauto",
@@ -46,17 +48,33 @@ const IDLE: [&str; 14] = [
     "nomand",
     "nolazytime",
     "default_permissions",
+    // Of FUSE: what Mica does by itself, as the kernel allows.
+    "splice_write",
+    "splice_read",
+    "splice_move",
+    "kernel_cache",
+    "max_write",
+    "ino32_t",
 ];
 
 impl Options {
     /// Takes in the text of one `-o`; several add up.
     pub fn parse(&mut self, text: &[u8]) -> Result<()> {
-        for option in split(text, b',') {
-            if !option.is_empty() {
-                self.option(&option)?;
+        match self.take(text)?.into_iter().next() {
+            Some(option) => Err(Error::Option { option, reason: "is not known".to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, but returns the options that are not known, as they were given.
+    pub fn take(&mut self, text: &[u8]) -> Result<Vec<String>> {
+        let mut unknown = Vec::new();
+        for option in split(text, b',').into_iter().filter(|option| !option.is_empty()) {
+            if !self.option(&option)? {
+                unknown.push(option.escape_ascii().to_string());
             }
         }
-        Ok(())
+        Ok(unknown)
     }
 
     /// What must hold of all of them together.
@@ -70,15 +88,16 @@ impl Options {
         }
     }
 
-    fn option(&mut self, option: &[u8]) -> Result<()> {
+    /// False if the option is not known.
+    fn option(&mut self, option: &[u8]) -> Result<bool> {
         let (name, value) = match option.iter().position(|&byte| byte == b'=') {
             Some(at) => (&option[..at], Some(&option[at + 1..])),
             None => (option, None),
         };
-        let Ok(name) = std::str::from_utf8(name) else { return Err(unknown(option)) };
+        let Ok(name) = std::str::from_utf8(name) else { return Ok(false) };
         match value {
-            Some(value) => self.valued(name, value).unwrap_or_else(|| Err(unknown(option))),
-            None => self.flag(name).ok_or_else(|| unknown(option)),
+            Some(value) => self.valued(name, value).map_or(Ok(false), |taken| taken.map(|()| true)),
+            None => Ok(self.flag(name).is_some()),
         }
     }
 
@@ -109,9 +128,43 @@ impl Options {
                 _ => return refused("is neither \"on\" nor \"off\""),
             },
             name if name.starts_with("x-") || name == "comment" => {}
-            _ => return None,
+            _ => return self.shown(name, value),
         }
         Some(Ok(()))
+    }
+
+    /// Options of `fuse-overlayfs`: what programs are shown, and what Mica has no use for since it does so always.
+    fn shown(&mut self, name: &str, value: &[u8]) -> Option<Result<()>> {
+        let refused = |reason: String| Some(Err(Error::Option { option: format!("{name}="), reason }));
+        let text = String::from_utf8_lossy(value);
+        let number = |what: &str| text.parse::<u32>().map_err(|_| format!("\"{text}\" is no {what}"));
+        let switch = || match &*text {
+            "0" => Ok(false),
+            "1" => Ok(true),
+            _ => Err(format!("\"{text}\" is neither 0 nor 1")),
+        };
+        let shown = &mut self.mount.shown;
+        let taken = match name {
+            "uidmapping" => IdMap::parse(&text).map(|map| shown.ids.users = map),
+            "gidmapping" => IdMap::parse(&text).map(|map| shown.ids.groups = map),
+            "squash_to_uid" => number("user").map(|id| shown.ids.squash_user = Some(id)),
+            "squash_to_gid" => number("group").map(|id| shown.ids.squash_group = Some(id)),
+            "fsync" | "sync" => switch().map(|sync| shown.volatile = !sync),
+            "noxattrs" => switch().map(|without| shown.no_xattrs = without),
+            "xattr_permissions" if text == "0" => Ok(()),
+            "xattr_permissions" => Err("only 0 is supported: owners and modes are those of the disk".to_owned()),
+            "redirect_dir" | "xino" | "index" if matches!(&*text, "on" | "off" | "auto") => Ok(()),
+            "metacopy" if text == "off" => Ok(()),
+            "threaded" | "writeback" | "fast_ino" | "fast_ino_check" => switch().map(drop),
+            "timeout" => text.parse::<f64>().map(drop).map_err(|_| format!("\"{text}\" is no number of seconds")),
+            // Labels are the kernel's: a mount that it labels says so to mount(8).
+            "context" | "fscontext" | "defcontext" | "rootcontext" | "plugins" | "max_write" => Ok(()),
+            _ => return None,
+        };
+        match taken {
+            Ok(()) => Some(Ok(())),
+            Err(reason) => refused(reason),
+        }
     }
 
     fn flag(&mut self, name: &str) -> Option<()> {
@@ -125,6 +178,15 @@ impl Options {
             "nouserxattr" => self.format = Some(Format::Trusted),
             "allow_other" => self.mount.allow_other = true,
             "noallow_other" => self.mount.allow_other = false,
+            "squash_to_root" => {
+                let ids = &mut self.mount.shown.ids;
+                ids.squash_user.get_or_insert(0);
+                ids.squash_group.get_or_insert(0);
+            }
+            "static_nlink" => self.mount.shown.static_nlink = true,
+            "volatile" => self.mount.shown.volatile = true,
+            "noacl" => self.mount.shown.no_acls = true,
+            "acl" => self.mount.shown.no_acls = false,
             _ => {
                 let (set, cleared) = attribute(name)?;
                 self.mount.attributes.remove(cleared);
@@ -161,16 +223,19 @@ fn attribute(name: &str) -> Option<(MountAttrFlags, MountAttrFlags)> {
     })
 }
 
-fn unknown(option: &[u8]) -> Error {
-    Error::Option { option: option.escape_ascii().to_string(), reason: "is not known".to_owned() }
-}
-
-/// Splits at `separator`, unless a backslash stands before it. Backslashes stay.
+/// Splits at `separator`, unless a backslash stands before it or it is between double quotes that begin a value.
+/// Backslashes and quotes stay.
 fn split(text: &[u8], separator: u8) -> Vec<Vec<u8>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = text.iter();
+    let (mut quoted, mut before) = (false, 0);
     while let Some(&byte) = bytes.next() {
-        if byte == separator {
+        if byte == b'"' {
+            // Elsewhere a quote is part of a path.
+            quoted = !quoted && before == b'=';
+        }
+        before = byte;
+        if byte == separator && !quoted {
             parts.push(Vec::new());
             continue;
         }
@@ -242,6 +307,33 @@ mod tests {
         assert!(parsed("lowerdir=/a,workdir=/w").unwrap_err().to_string().contains("workdir"));
         assert!(parsed("lowerdir=").unwrap_err().to_string().contains("lowerdir"));
         assert!(parsed("threads=0").unwrap_err().to_string().contains("threads"));
+    }
+
+    #[test]
+    fn options_of_fuse_overlayfs_are_understood_and_the_unknown_ones_handed_back() {
+        let mut options = Options::default();
+        let text = "lowerdir=/a:/b,upperdir=/u,workdir=/w,volatile,private,context=\"system_u:object_r:t:s0:c1,c2\",\
+            uidmapping=:0:1000:1,gidmapping=0:1000:1:1:2000:5,squash_to_gid=9,squash_to_root,noacl,frob=1,timeout=1.5";
+        assert_eq!(options.take(text.as_bytes()).unwrap(), ["private", "frob=1"]);
+        options.check().unwrap();
+        let shown = &options.mount.shown;
+        assert!(shown.volatile && shown.no_acls && !shown.static_nlink && !shown.no_xattrs);
+        assert_eq!((shown.ids.squash_user, shown.ids.squash_group), (Some(0), Some(9)));
+        assert_eq!(shown.ids.users, IdMap::parse("0:1000:1").unwrap());
+        assert_eq!(options.lower, ["/a", "/b"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_known_option_with_a_wrong_value_is_refused_by_name() {
+        for option in ["uidmapping=1", "squash_to_uid=x", "fsync=2", "xattr_permissions=2", "redirect_dir=maybe"] {
+            let message = parsed(&format!("lowerdir=/a,{option}")).unwrap_err().to_string();
+            assert!(message.contains(option.split('=').next().unwrap()), "{message}");
+        }
+    }
+
+    #[test]
+    fn quotes_in_a_path_are_part_of_it() {
+        assert_eq!(parsed("lowerdir=/a\"b,ro").unwrap().lower, [PathBuf::from("/a\"b")]);
     }
 
     #[test]

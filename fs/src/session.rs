@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 
 use crate::error::{Error, Result};
-use crate::fuse::{Adapter, Serving};
+use crate::fuse::{Adapter, Serving, Shown};
 use crate::keeper::{Attach, Connection, Keeper};
 use crate::union::Union;
 
@@ -38,6 +38,8 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// What `findmnt` shows as source.
     pub fsname: String,
+    /// What `findmnt` shows behind `fuse.` as type.
+    pub subtype: String,
     /// How many threads serve the mount.
     pub threads: usize,
     /// Whether other users than the one who mounts may enter.
@@ -45,6 +47,8 @@ pub struct MountOptions {
     /// nosuid, nodev, noexec and the treatment of access times. None of them by default: a container's root needs what
     /// they take away.
     pub attributes: MountAttrFlags,
+    /// What programs see of owners, attributes and syncs.
+    pub shown: Shown,
 }
 
 impl Default for MountOptions {
@@ -54,9 +58,11 @@ impl Default for MountOptions {
             read_only: false,
             passthrough: true,
             fsname: "mica".to_owned(),
+            subtype: "mica".to_owned(),
             threads,
             allow_other: true,
             attributes: MountAttrFlags::empty(),
+            shown: Shown::default(),
         }
     }
 }
@@ -101,6 +107,7 @@ impl Session {
         union.begin()?;
         let attach = Attach {
             fsname: options.fsname.clone(),
+            subtype: options.subtype.clone(),
             read_only: options.read_only || union.is_read_only(),
             allow_other: options.allow_other,
             attributes: options.attributes.bits(),
@@ -130,7 +137,7 @@ impl Session {
     ) -> Result<Session> {
         let Connection { device, ledger, mountpoint, init } = connection;
         let read_only = options.read_only || union.is_read_only();
-        let serving = Arc::new(Serving::new(union, &device, ledger, read_only, options.passthrough)?);
+        let serving = Arc::new(Serving::new(union, &device, ledger, read_only, options)?);
         let save = |init: &_| keeper.save(id, init);
         let session = handshake::establish(&device, Adapter(serving.clone()), init, options.threads.max(1), &save)?;
         let session = Session { id: id.to_owned(), mountpoint, serving, ended: Arc::default() }.run(session, keeper)?;
@@ -240,7 +247,13 @@ mod tests {
         std::fs::create_dir(&mountpoint).unwrap();
         std::fs::write(lower.join("file"), "below").unwrap();
         let keeper = Keeper::in_process();
-        let attach = Attach { fsname: "mica".to_owned(), read_only: true, allow_other: true, attributes: 0 };
+        let attach = Attach {
+            fsname: "mica".to_owned(),
+            subtype: "mica".to_owned(),
+            read_only: true,
+            allow_other: true,
+            attributes: 0,
+        };
         first(&keeper.mount("one", &mountpoint, &attach).unwrap());
         assert!(!keeper.held().unwrap()[0].ready);
 

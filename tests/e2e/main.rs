@@ -4,6 +4,7 @@ mod commit;
 mod containers;
 mod harness;
 mod layers;
+mod podman;
 mod removal;
 mod requests;
 mod restart;

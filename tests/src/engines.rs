@@ -4,9 +4,11 @@ mod container;
 mod containerd;
 mod ctr;
 mod mounted;
+mod podman;
 mod registry;
 
 pub use container::Container;
 pub use containerd::{Containerd, Snapshotter, Version};
 pub use mounted::Mounted;
+pub use podman::{Podman, reason_to_skip as podman_reason_to_skip};
 pub use registry::Registry;

@@ -9,6 +9,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -37,11 +38,15 @@ const READY: &[u8] = b"ready\n";
 
 /// Mounts.
 pub fn run(context: &Context, arguments: &Mount) -> Result<(), Failure> {
-    let options = options(arguments)?;
+    mount(context, arguments, &options(arguments)?)
+}
+
+/// Mounts with options that have been read already.
+pub fn mount(context: &Context, arguments: &Mount, options: &Options) -> Result<(), Failure> {
     let mountpoint = mountpoint(arguments)?;
     let background = std::env::var_os(BACKGROUND).is_some();
     if arguments.foreground || background {
-        serve(context, arguments, &options, &mountpoint, background)
+        serve(context, arguments, options, &mountpoint, background)
     } else {
         start()
     }
@@ -80,8 +85,12 @@ fn mountpoint(arguments: &Mount) -> Result<PathBuf, Failure> {
 
 /// Starts the second process and returns when it has mounted.
 fn start() -> Result<(), Failure> {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
     let mut child = Command::new("/proc/self/exe")
-        .args(std::env::args_os().skip(1))
+        // What it was called decides how the rest is read.
+        .arg0(name)
+        .args(arguments)
         .env(BACKGROUND, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -7,7 +7,7 @@ use fuser::{Errno as FuseErrno, FileHandle, FopenFlags, Generation, INodeNo, Rep
 use fuser::{ReplyOpen, Request};
 use rustix::fs::OFlags;
 
-use super::translate::{ABSENT, attributes, errno, file_type};
+use super::translate::{ABSENT, errno, file_type};
 use super::{Result, Serving};
 use crate::inode::{DirEntry, Fh, Ino};
 use crate::session::ledger::{Entry, RESENT, Via};
@@ -57,7 +57,7 @@ impl Serving {
         let listed = self.list(ino, fh, after, true, &mut |entry| {
             let number = INodeNo(entry.ino.0);
             let attr = match &entry.attr {
-                Some(attr) => attributes(attr),
+                Some(attr) => self.attributes(attr),
                 // "." and "..": a number and a type is all the kernel takes of them.
                 None => fuser::FileAttr { ino: number, kind: file_type(entry.kind), ..ABSENT },
             };
@@ -87,7 +87,7 @@ impl Serving {
     }
 
     pub(super) fn fsyncdir(&self, ino: Ino, fh: FileHandle, data_only: bool) -> Result<()> {
-        if self.read_only {
+        if self.read_only || self.shown.volatile {
             return Ok(());
         }
         self.union.fsyncdir(self.fh(ino, fh)?, data_only)

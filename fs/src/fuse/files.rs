@@ -125,7 +125,7 @@ impl Serving {
     }
 
     pub(super) fn fsync(&self, fh: FileHandle, data_only: bool) -> Result<()> {
-        if self.read_only {
+        if self.read_only || self.shown.volatile {
             return Ok(());
         }
         self.union.fsync(self.handle(fh)?.fh(&self.union)?, data_only)

@@ -14,7 +14,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::files::OpenedFile;
-use super::translate::{FOREVER, attributes, caller, errno, fopen, open_flags};
+use super::translate::{FOREVER, errno, fopen, open_flags};
 use super::{Error, Result, Serving};
 use crate::inode::{Attr, Caller, Fh, Ino, SetAttr};
 use crate::session::ledger::{RESENT, Via};
@@ -29,8 +29,15 @@ pub(super) struct New<'a> {
 }
 
 impl<'a> New<'a> {
-    pub(super) fn of(request: &Request, parent: Ino, name: &'a OsStr, umask: u32) -> New<'a> {
-        New { caller: caller(request, umask), unique: request.unique().0, parent, name: name.as_bytes() }
+    pub(super) fn of(
+        serving: &Serving,
+        request: &Request,
+        parent: Ino,
+        name: &'a OsStr,
+        umask: u32,
+    ) -> Result<New<'a>> {
+        let caller = serving.caller(request, umask)?;
+        Ok(New { caller, unique: request.unique().0, parent, name: name.as_bytes() })
     }
 }
 
@@ -68,9 +75,9 @@ impl Serving {
                 let (fh, fopen) = (FileHandle(number), fopen(flags, via));
                 match via {
                     Via::Upper(id) | Via::Lower(id) => {
-                        sys::reply_created(reply, FOREVER, &attributes(&attr), (fh, fopen, id));
+                        sys::reply_created(reply, FOREVER, &self.attributes(&attr), (fh, fopen, id));
                     }
-                    _ => reply.created(&FOREVER, &attributes(&attr), Generation(0), fh, fopen),
+                    _ => reply.created(&FOREVER, &self.attributes(&attr), Generation(0), fh, fopen),
                 }
             }
             Err(error) => reply.error(errno(&error)),
@@ -148,6 +155,9 @@ impl Serving {
     }
 
     pub(super) fn setxattr(&self, unique: u64, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        self.require_xattrs(name)?;
+        let stored = self.shown.ids.store_xattr(name, value)?;
+        let value = stored.as_deref().unwrap_or(value);
         if XattrFlags::from_bits_retain(flags as u32).contains(XattrFlags::CREATE) {
             if self.was_intended(unique) {
                 return self.union.setxattr(ino, name, value, 0);
@@ -159,7 +169,33 @@ impl Serving {
         self.union.setxattr(ino, name, value, flags)
     }
 
+    pub(super) fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.require_xattrs(name)?;
+        Ok(self.shown.ids.show_xattr(name, self.union.getxattr(ino, name)?))
+    }
+
+    /// The names of an inode's extended attributes, each with a NUL behind it.
+    pub(super) fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.require_xattrs(b"")?;
+        let mut list = Vec::new();
+        for name in self.union.listxattr(ino)?.iter().filter(|name| self.has_xattr(name)) {
+            list.extend_from_slice(name);
+            list.push(0);
+        }
+        Ok(list)
+    }
+
+    fn require_xattrs(&self, name: &[u8]) -> Result<()> {
+        if self.has_xattr(name) { Ok(()) } else { Err(Error::Refused(Errno::OPNOTSUPP)) }
+    }
+
+    /// Whether the mount has attributes of this name.
+    fn has_xattr(&self, name: &[u8]) -> bool {
+        !self.shown.no_xattrs && !(self.shown.no_acls && name.starts_with(b"system.posix_acl_"))
+    }
+
     pub(super) fn removexattr(&self, unique: u64, ino: Ino, name: &[u8]) -> Result<()> {
+        self.require_xattrs(name)?;
         let again = self.was_intended(unique);
         if !again && self.union.getxattr(ino, name).is_ok() {
             self.handles.ledger().intend(unique, ino.0, 0)?;
@@ -174,11 +210,13 @@ impl Serving {
     }
 
     /// Truncations keep clear of files that are passed through from the lower; all else is the union's.
-    pub(super) fn setattr(&self, ino: Ino, fh: Option<FileHandle>, set: &SetAttr) -> Result<Attr> {
+    pub(super) fn setattr(&self, ino: Ino, fh: Option<FileHandle>, mut set: SetAttr) -> Result<Attr> {
+        set.uid = set.uid.map(|uid| self.shown.ids.stored_user(uid)).transpose()?;
+        set.gid = set.gid.map(|gid| self.shown.ids.stored_group(gid)).transpose()?;
         let _change = match set.size {
             Some(_) => Some(self.table.change(ino).ok_or(Error::Refused(Errno::TXTBSY))?),
             None => None,
         };
-        self.union.setattr(ino, fh.and_then(|fh| self.opened(fh)), set)
+        self.union.setattr(ino, fh.and_then(|fh| self.opened(fh)), &set)
     }
 }

@@ -5,23 +5,39 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::FileHandle;
+use fuser::{FileAttr, FileHandle, Request};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::handles::{Handle, Handles};
-use super::translate::FOREVER;
+use super::translate::{FOREVER, attributes, caller};
 use crate::error::{Error, Result};
-use crate::inode::{Fh, Ino};
+use crate::ids::Ids;
+use crate::inode::{Attr, Caller, Fh, Ino};
 use crate::passthrough::Passthrough;
 use crate::session::ledger::Ledger;
-use crate::session::notify;
+use crate::session::{MountOptions, notify};
 use crate::union::Union;
 
 /// Files, and directories, that a read-only mount keeps open: the kernel tells it of no open and no close.
 const KEPT_OPEN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
+
+/// What programs are shown, where that differs from what the layers have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Owners.
+    pub ids: Ids,
+    /// Every directory has one link, which says that its number of subdirectories isn't known.
+    pub static_nlink: bool,
+    /// There are no extended attributes.
+    pub no_xattrs: bool,
+    /// There are no ACLs.
+    pub no_acls: bool,
+    /// Nothing that programs sync is synced: the mount is thrown away when the machine goes down.
+    pub volatile: bool,
+}
 
 /// All state of a served connection.
 #[derive(Debug)]
@@ -32,6 +48,7 @@ pub(crate) struct Serving {
     pub(super) device: OwnedFd,
     pub(super) read_only: bool,
     passthrough: bool,
+    pub(super) shown: Shown,
     /// Held for reading while a request is served, and for writing, for ever, by a server that leaves.
     gate: RwLock<()>,
     files: Mutex<LruCache<Ino, Arc<Kept>>>,
@@ -59,7 +76,7 @@ impl Serving {
         device: &OwnedFd,
         ledger: OwnedFd,
         read_only: bool,
-        passthrough: bool,
+        options: &MountOptions,
     ) -> Result<Serving> {
         let table = Passthrough::new(device.try_clone()?);
         let handles = Handles::recover(Ledger::open(ledger)?, &table)?;
@@ -69,7 +86,8 @@ impl Serving {
             handles,
             device: device.try_clone()?,
             read_only,
-            passthrough,
+            passthrough: options.passthrough,
+            shown: options.shown.clone(),
             gate: RwLock::default(),
             files: Mutex::new(LruCache::new(KEPT_OPEN)),
             dirs: Mutex::new(LruCache::new(KEPT_OPEN)),
@@ -96,6 +114,26 @@ impl Serving {
     /// without a message, so they do not hold while somebody can do that.
     pub(super) fn ttl(&self, ino: Ino) -> Duration {
         if self.table.is_written_directly(ino) { Duration::ZERO } else { FOREVER }
+    }
+
+    /// An inode's attributes in the kernel's terms, as programs are to see them.
+    pub(super) fn attributes(&self, attr: &Attr) -> FileAttr {
+        let (uid, gid) = self.shown.ids.show(attr.uid, attr.gid);
+        let mut attributes = FileAttr { uid, gid, ..attributes(attr) };
+        if self.shown.static_nlink && attr.is_dir() {
+            attributes.nlink = 1;
+        }
+        attributes
+    }
+
+    /// Who asks, as the disk is to know them.
+    pub(super) fn caller(&self, request: &Request, umask: u32) -> Result<Caller> {
+        let caller = caller(request, umask);
+        // The kernel says so in a user namespace that doesn't map its own caller.
+        let nobody = |_| Error::Refused(Errno::OVERFLOW);
+        let uid = self.shown.ids.stored_user(caller.uid).map_err(nobody)?;
+        let gid = self.shown.ids.stored_group(caller.gid).map_err(nobody)?;
+        Ok(Caller { uid, gid, ..caller })
     }
 
     /// Makes the kernel ask for an inode's attributes again.

@@ -18,12 +18,19 @@ use crate::error::{Error, Result};
 pub struct Attach {
     /// What `findmnt` shows as source.
     pub fsname: String,
+    /// What `findmnt` shows behind `fuse.` as type. An older client names none.
+    #[serde(default = "default_subtype")]
+    pub subtype: String,
     /// Whether nothing can be changed.
     pub read_only: bool,
     /// Whether other users than the one who mounts may enter.
     pub allow_other: bool,
     /// `MOUNT_ATTR_*` flags: nosuid, nodev, noexec, times.
     pub attributes: u32,
+}
+
+fn default_subtype() -> String {
+    "mica".to_owned()
 }
 
 /// Mounts a new FUSE filesystem at `mountpoint` and returns its device. The kernel's INIT waits there.
@@ -51,7 +58,7 @@ pub(super) fn attach(mountpoint: &Path, attach: &Attach) -> Result<OwnedFd> {
 fn configure(filesystem: &OwnedFd, device: &OwnedFd, attach: &Attach) -> Result<(), Errno> {
     let set = |key: &str, value: &str| fsconfig_set_string(filesystem.as_fd(), key, value);
     set("source", &attach.fsname)?;
-    set("subtype", "mica")?;
+    set("subtype", &attach.subtype)?;
     set("fd", &device.as_raw_fd().to_string())?;
     set("rootmode", "40000")?;
     set("user_id", &rustix::process::getuid().as_raw().to_string())?;

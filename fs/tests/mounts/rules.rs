@@ -143,3 +143,56 @@ fn the_kernels_overlay_can_be_stacked_on_a_mount() {
     assert_eq!(fs::read(place.mnt("dir/gone")).unwrap(), b"gone");
     assert_eq!(server.order("unmount"), "unmounted");
 }
+
+#[test]
+fn owners_are_mapped_both_ways_and_a_creator_without_an_id_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    open_to_all(&place);
+    fs::write(place.path("lower/below"), "x").unwrap();
+    std::os::unix::fs::chown(place.path("lower/below"), Some(3), Some(70)).unwrap();
+    fs::set_permissions(place.path("upper"), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut server = place.mount("uidmapping=:0:65534:1:1:1000:10,gidmapping=0:65534:1");
+    let owner = |path: std::path::PathBuf| fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    // Group 70 has no place in the mount.
+    assert_eq!(owner(place.mnt("below")), (1002, 65534));
+    std::os::unix::fs::chown(place.mnt("below"), Some(1004), None).unwrap();
+    assert_eq!(owner(place.path("upper/below")), (5, 70));
+    let error = std::os::unix::fs::chown(place.mnt("below"), Some(77), None).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    assert!(as_nobody(&place, "echo y > made; mkdir dir; ln -s x link"));
+    for name in ["made", "dir", "link"] {
+        let stored = fs::symlink_metadata(place.path("upper").join(name)).unwrap();
+        assert_eq!((stored.uid(), stored.gid()), (0, 0), "{name}");
+    }
+    let error = fs::write(place.mnt("of-root"), "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EOVERFLOW));
+    assert!(!place.path("upper/of-root").exists());
+    assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[test]
+fn squashed_owners_flat_link_counts_and_absent_attributes_are_shown_as_asked() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir_all(place.path("lower/dir/inner")).unwrap();
+    fs::write(place.path("lower/below"), "x").unwrap();
+    std::os::unix::fs::chown(place.path("lower/below"), Some(3), Some(4)).unwrap();
+    rustix::fs::setxattr(place.path("lower/below"), "user.mark", b"1", XattrFlags::empty()).unwrap();
+    let mut server = place.mount("squash_to_root,squash_to_gid=9,static_nlink,noxattrs=1,volatile");
+    let meta = fs::metadata(place.mnt("below")).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (0, 9));
+    assert_eq!(fs::metadata(place.mnt("dir")).unwrap().nlink(), 1);
+    let absent = rustix::fs::getxattr(place.mnt("below"), "user.mark", &mut [0; 8]);
+    assert_eq!(absent, Err(rustix::io::Errno::OPNOTSUPP));
+    let set = rustix::fs::setxattr(place.mnt("below"), "user.mark", b"2", XattrFlags::empty());
+    assert_eq!(set, Err(rustix::io::Errno::OPNOTSUPP));
+    fs::write(place.mnt("new"), "x").unwrap();
+    fs::File::open(place.mnt("new")).unwrap().sync_all().unwrap();
+    assert_eq!(fs::metadata(place.path("upper/new")).unwrap().uid(), 0);
+    assert_eq!(server.order("unmount"), "unmounted");
+}
