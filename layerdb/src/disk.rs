@@ -20,6 +20,7 @@
 
 mod appender;
 pub mod crash;
+pub(crate) mod direct;
 mod fault;
 
 use std::fmt;

@@ -6,13 +6,17 @@
 //! at every instant and after every power cut, and may be reused without looking at its bytes; what a crash leaves
 //! is in `tmp/`, or an object that no layer names and that garbage collection takes.
 
+mod writer;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, Seek as _, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::digest::{Digest, Hasher, ObjectId};
+use memmap2::MmapMut;
+
+use crate::digest::{Digest, ObjectId};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -48,6 +52,10 @@ pub(crate) struct Staging {
     publishing: BTreeSet<PathBuf>,
     /// Directories with names that others gave, on which this work relies and that need not be durable.
     relied_on: BTreeSet<PathBuf>,
+    /// Of the last writer, for the next one.
+    buffer: Option<MmapMut>,
+    /// Whether files can be written past the page cache; unknown before the first large one.
+    direct: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -76,6 +84,8 @@ impl Staging {
             new_bytes: 0,
             publishing: BTreeSet::new(),
             relied_on: BTreeSet::new(),
+            buffer: None,
+            direct: None,
         })
     }
 
@@ -113,52 +123,6 @@ impl Staging {
         self.store.disk().write(&file, bytes).map_err(Error::io(format!("write object {id}")))?;
         drop(file);
         self.adopt(Staged { id, size: bytes.len() as u64, number })
-    }
-
-    /// Begins an object whose bytes come in pieces.
-    pub(crate) fn begin(&mut self) -> Result<Writer> {
-        let number = self.next;
-        let (_, file) = self.create_temporary()?;
-        Ok(Writer { file, number, hasher: Hasher::new(), size: 0, hole: false })
-    }
-
-    /// Appends to an object.
-    pub(crate) fn write(&self, writer: &mut Writer, bytes: &[u8]) -> Result<()> {
-        writer.hasher.update(bytes);
-        writer.size += bytes.len() as u64;
-        writer.hole = false;
-        self.store.disk().write(&writer.file, bytes).map_err(Error::io("write an object"))
-    }
-
-    /// Appends zeros to an object without giving them blocks on the disk.
-    pub(crate) fn skip(writer: &mut Writer, bytes: u64) -> Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut left = bytes;
-        while left > 0 {
-            let piece = left.min(ZEROS.len() as u64);
-            writer.hasher.update(&ZEROS[..piece as usize]);
-            left -= piece;
-        }
-        writer.size += bytes;
-        writer.hole |= bytes > 0;
-        (&writer.file).seek(SeekFrom::Start(writer.size)).map_err(Error::io("write an object"))?;
-        Ok(())
-    }
-
-    /// Ends an object and gives its name.
-    pub(crate) fn finish(&mut self, mut writer: Writer) -> Result<(ObjectId, u64)> {
-        if writer.hole {
-            // A hole at the end has no length of its own: its last byte is written.
-            (&writer.file).seek(SeekFrom::Start(writer.size - 1)).map_err(Error::io("write an object"))?;
-            self.store.disk().write(&writer.file, &[0]).map_err(Error::io("write an object"))?;
-        }
-        let id = ObjectId(std::mem::take(&mut writer.hasher).finish());
-        if self.have(id, writer.size)? {
-            self.discard(writer.number)?;
-        } else {
-            self.adopt(Staged { id, size: writer.size, number: writer.number })?;
-        }
-        Ok((id, writer.size))
     }
 
     /// True if the object is in the store or staged already; it is claimed then.
@@ -327,17 +291,6 @@ impl Drop for Staging {
             tracing::warn!(directory = %self.directory.display(), %error, "temporary directory stays until the next start");
         }
     }
-}
-
-/// An object being written.
-#[derive(Debug)]
-pub(crate) struct Writer {
-    file: File,
-    number: u64,
-    hasher: Hasher,
-    size: u64,
-    /// The last bytes are a hole.
-    hole: bool,
 }
 
 impl Store {

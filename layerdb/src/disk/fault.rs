@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Disk;
+use super::{Disk, direct};
 
 /// The changes a [`Disk`] can make, as [`FaultyDisk`] counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +123,10 @@ impl Disk for FaultyDisk {
 
     fn write(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.pass(Operation::Write) {
-            self.disk.write(file, &bytes[..bytes.len() / 2])?;
+            // Whole blocks if there are any: the file may take no other length.
+            let half = bytes.len() / 2;
+            let half = if half < direct::BLOCK { half } else { half / direct::BLOCK * direct::BLOCK };
+            self.disk.write(file, &bytes[..half])?;
             return Err(error);
         }
         self.disk.write(file, bytes)

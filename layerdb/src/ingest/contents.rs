@@ -2,18 +2,15 @@
 
 use super::entry::{Entries, Entry, Piece};
 use super::fault::{Fault, Result};
-use crate::digest::{Digest, ObjectId};
 use crate::object::Staging;
 use crate::tree::{Body, INLINE_MAX};
 
-/// Contents up to this size are gathered before they are stored, so that nothing is written if the store has them.
-const GATHER_MAX: u64 = 1 << 20;
-
 /// Reads the contents of the entry that was returned last.
 pub(super) fn read(entry: &Entry, entries: &mut Entries, staging: &mut Staging) -> Result<Body> {
-    if entry.size > GATHER_MAX {
-        return stream(entry, entries, staging);
-    }
+    if entry.size <= INLINE_MAX { inline(entry, entries) } else { object(entry, entries, staging) }
+}
+
+fn inline(entry: &Entry, entries: &mut Entries) -> Result<Body> {
     let mut bytes = Vec::with_capacity(entry.size as usize);
     entries.contents(entry, |piece| {
         match piece {
@@ -22,20 +19,15 @@ pub(super) fn read(entry: &Entry, entries: &mut Entries, staging: &mut Staging) 
         }
         Ok(())
     })?;
-    if entry.size <= INLINE_MAX {
-        return Ok(Body::Inline(bytes));
-    }
-    let id = ObjectId(Digest::of(&bytes));
-    staging.add(id, &bytes)?;
-    Ok(Body::Object { id, size: entry.size })
+    Ok(Body::Inline(bytes))
 }
 
-fn stream(entry: &Entry, entries: &mut Entries, staging: &mut Staging) -> Result<Body> {
+fn object(entry: &Entry, entries: &mut Entries, staging: &mut Staging) -> Result<Body> {
     let mut writer = staging.begin()?;
     entries.contents(entry, |piece| {
         match piece {
             Piece::Data(data) => staging.write(&mut writer, data),
-            Piece::Hole(zeros) => Staging::skip(&mut writer, zeros),
+            Piece::Hole(zeros) => staging.skip(&mut writer, zeros),
         }
         .map_err(Fault::Store)
     })?;
