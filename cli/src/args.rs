@@ -8,6 +8,7 @@ mod layer;
 mod snapshot;
 
 use clap::{Args, Parser, Subcommand};
+use mica_layerdb::Rate;
 
 pub use image::Image;
 pub use layer::Layer;
@@ -142,6 +143,12 @@ pub struct Gc {
     /// Tell what would go, remove nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove no more than this in a second: files (`500`) or bytes (`20M`).
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<Rate>,
+    /// Tell who refers to an object, a layer, a merged tree or an image's document, by its digest or the beginning of it.
+    #[arg(long, value_name = "DIGEST", conflicts_with_all = ["dry_run", "rate"])]
+    pub explain: Option<String>,
 }
 
 /// `mica doctor`

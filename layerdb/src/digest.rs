@@ -184,8 +184,19 @@ impl ObjectId {
 impl ChainId {
     /// The chain of `layers`, bottom first; `None` when there are none.
     pub fn of(layers: &[DiffId]) -> Option<Self> {
-        let (first, rest) = layers.split_first()?;
-        Some(Self(rest.iter().fold(first.0, |chain, layer| Digest::of(format!("{chain} {layer}").as_bytes()))))
+        Self::prefixes(layers).last()
+    }
+
+    /// The chains of the first layer, of the first two, and so on.
+    pub fn prefixes(layers: &[DiffId]) -> impl Iterator<Item = Self> + '_ {
+        layers.iter().scan(None, |below: &mut Option<Self>, layer| {
+            let chain = match below {
+                None => Self(layer.0),
+                Some(below) => Self(Digest::of(format!("{below} {layer}").as_bytes())),
+            };
+            *below = Some(chain);
+            Some(chain)
+        })
     }
 }
 

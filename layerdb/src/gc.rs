@@ -1,241 +1,203 @@
-//! Collecting garbage: layers that neither an image nor a pin names, objects that no layer names, chain trees that
-//! nobody has use for, and removed snapshots.
+//! Collecting garbage: layers that neither an image nor a pin names, objects that no layer and no image names, chain
+//! trees that nobody has use for, and removed snapshots. Ingests, imports and mounts go on meanwhile.
 //!
-//! Why nothing in use goes: see `store::claims` for objects and layers of work in flight. In short, a layer's row and
-//! files go in one step under two locks, one that keeps pins and images as they are, one that keeps anybody from
-//! claiming; and every layer that is left is marked in full before the first object is swept. If a layer that is left
-//! can't be read, nothing is swept.
+//! # Why nothing in use goes
 //!
-//! A crash on the way leaves files without rows at most; the next collection takes them.
+//! 1. Before anything is read, the metadata is *watched* ([`Db::watch_roots`](crate::Db)): a pin or image that is
+//!    written from then on leaves the layers it names with the watch before it becomes visible. And from then on no
+//!    claim is forgotten (`store::claims`).
+//! 2. Pins and images are read. Whatever a row names at any later moment was read, or the watch has it: a row that was
+//!    not read was written after the watch began, even if it only moved what another row had.
+//! 3. A layer that was not read as named goes if, under the lock that keeps pins and images as they are and under the
+//!    one that keeps anybody from claiming, neither the watch nor a claim has it. Its row is deleted under these locks,
+//!    so whoever looks for the layer to pin it (claim first, then look) finds it gone or is seen. Its files go after, each under
+//!    the second lock and only while there is no row and no claim: an ingest of the same layer claims it before it
+//!    makes its files.
+//! 4. Then every layer that is left is *marked*: all objects that its tree or its recipe names. A layer whose row
+//!    isn't read by that was committed after the collection began; its objects are claimed, since claims of work that ends
+//!    meanwhile are kept.
+//! 5. An object goes if it is not marked and, under the lock, not claimed.
+//!
+//! If a layer that stays can't be read, nobody knows its objects: no object goes then, and the report says which layer it
+//! is. Layers, chain trees and snapshots go all the same.
+//!
+//! # Crashes, and ends before the end
+//!
+//! Every step leaves a state that the next collection understands. Rows go before files, durably, so a crash leaves files
+//! without rows, which are collected too. Objects are swept shard by shard (a directory below `objects/`). Where that
+//! stopped is remembered in a row; the next collection marks anew, since much may have changed, and sweeps in a circle from there.
+//!
+//! # Memory
+//!
+//! 8 MiB for marks, whatever the number of objects (`sorter`), and some 30 bytes for each layer that is named.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
+mod explain;
+mod folders;
+mod objects;
+mod pace;
+mod roots;
+mod trees;
+
+use std::fmt;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chain::{self, Chain};
-use crate::digest::{ChainId, DiffId, Digest, ObjectId};
+use crate::digest::DiffId;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::layer::{self, Layer};
-use crate::object::{self, StoredObject};
 use crate::store::claims::Collection;
+use crate::store::db::WatchedRoots;
 use crate::store::{Batch, Family, Store};
+use crate::tally::Tally;
+pub use explain::{Explained, Explanation, Keeper, ObjectUse};
+pub(crate) use folders::measure;
+pub use pace::Rate;
+use pace::{Halt, Pace};
+pub(crate) use roots::Roots;
 
-/// Objects removed between two moments at which ingests may go on.
-const SWEEP: usize = 64;
+/// Where the sweep of objects is to begin, if the last one did not come to its end.
+const PROGRESS: &[u8] = b"gc-progress";
+
+/// Things looked at or removed between two moments at which others may have a lock.
+const STEP: usize = 64;
 
 /// What a collection may do.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct GcOptions {
+#[derive(Clone, Copy, Default)]
+pub struct GcOptions<'a> {
     /// Remove nothing, only say what would go.
     pub dry_run: bool,
+    /// How much may be removed in a second; as much as possible if `None`.
+    pub rate: Option<Rate>,
+    /// Asked between steps, at least every 50 ms: whether to end now. What was done stays done.
+    pub stopped: Option<&'a (dyn Fn() -> bool + Sync)>,
 }
 
-/// What a collection removed, or would have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+impl fmt::Debug for GcOptions<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("GcOptions").field("dry_run", &self.dry_run).field("rate", &self.rate).finish_non_exhaustive()
+    }
+}
+
+/// What a collection removed, or would have. What is in quarantine is not touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcReport {
     /// Objects.
-    pub objects_removed: u64,
-    /// Bytes of objects, layer trees and chain trees; removed snapshots are not counted.
-    pub bytes_removed: u64,
-    /// Layers.
-    pub layers_removed: u64,
+    pub objects: Tally,
+    /// Layers, with their trees.
+    pub layer_trees: Tally,
+    /// Recipes of layers.
+    pub recipes: Tally,
     /// Chain trees.
-    pub chains_removed: u64,
-    /// Directories of snapshots that were removed before.
-    pub snapshots_removed: u64,
+    pub chain_trees: Tally,
+    /// Snapshots that were removed before: each with its directories and files.
+    pub snapshots: Tally,
+    /// Layers that stay and can't be read. If there are any, no object was removed.
+    #[serde(default)]
+    pub unreadable: Vec<UnreadableLayer>,
+    /// An earlier sweep of the objects had ended early, and this one began in this shard, where that one stopped.
+    #[serde(default)]
+    pub resumed_at: Option<u8>,
+    /// The collection was told to end before it was through; the next one goes on.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
-/// What is kept because somebody named it.
-#[derive(Debug, Default)]
-pub(crate) struct Roots {
-    pub(crate) layers: HashSet<DiffId>,
-    /// Stacks of layers, bottom first.
-    stacks: Vec<Vec<DiffId>>,
-    pub(crate) objects: HashSet<ObjectId>,
+impl GcReport {
+    /// Everything together.
+    pub fn total(&self) -> Tally {
+        [self.objects, self.layer_trees, self.recipes, self.chain_trees, self.snapshots].into_iter().sum()
+    }
 }
 
-impl Roots {
-    pub(crate) fn read(store: &Store) -> Result<Roots> {
-        let mut roots = Roots::default();
-        for image in store.images()? {
-            roots.objects.extend(image.objects());
-            roots.add(image.layers);
-        }
-        for (_, layers) in store.db().scan_json::<Vec<DiffId>>(Family::Pins, b"")? {
-            roots.add(layers);
-        }
-        Ok(roots)
-    }
-
-    fn add(&mut self, stack: Vec<DiffId>) {
-        self.layers.extend(&stack);
-        self.stacks.push(stack);
-    }
-
-    fn wants(&self, chain: &Chain) -> bool {
-        self.stacks.iter().any(|stack| stack.starts_with(&chain.layers))
-    }
+/// A layer whose objects are not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableLayer {
+    /// The layer.
+    pub diff_id: DiffId,
+    /// What is wrong with its tree or recipe.
+    pub reason: String,
+    /// Images that have it.
+    pub images: Vec<String>,
 }
 
 impl Store {
     /// Collects garbage. Ingests and mounts go on meanwhile. [`Error::Collecting`] if another collection runs.
-    pub fn gc(self: &Arc<Store>, options: GcOptions) -> Result<GcReport> {
+    pub fn gc(self: &Arc<Store>, options: GcOptions<'_>) -> Result<GcReport> {
         let collection = self.claims.collect().ok_or(Error::Collecting)?;
         if !options.dry_run {
             self.require_writable()?;
         }
-        let mut gc = Gc { store: self, options, collection, report: GcReport::default() };
-        gc.remove_snapshots()?;
-        gc.remove_chains()?;
-        let kept = gc.remove_layers()?;
-        gc.remove_strays()?;
-        gc.sweep_objects(&kept)?;
+        let watch = self.db().watch_roots();
+        let roots = Roots::read(self)?;
+        let pace = Pace::new(options.rate, options.stopped);
+        let dry_run = options.dry_run;
+        let mut gc =
+            Gc { store: self, dry_run, pace, collection, watch, roots, report: GcReport::default(), failed: None };
+        match gc.run() {
+            Ok(()) => gc.failed.map_or(Ok(()), Err)?,
+            Err(Halt::Stopped) => gc.report.stopped = true,
+            Err(Halt::Failed(error)) => return Err(error),
+        }
         Ok(gc.report)
     }
 }
 
 struct Gc<'a> {
     store: &'a Arc<Store>,
-    options: GcOptions,
+    dry_run: bool,
+    pace: Pace<'a>,
     collection: Collection,
+    watch: WatchedRoots<'a>,
+    roots: Roots,
     report: GcReport,
+    /// Something could not be removed; the rest was.
+    failed: Option<Error>,
 }
 
 impl Gc<'_> {
-    fn remove_snapshots(&mut self) -> Result<()> {
-        for path in self.store.removed_snapshot_dirs()? {
-            if !self.options.dry_run {
-                disk::remove_tree(self.store.disk(), &path)
-                    .map_err(Error::io(format!("remove {}", self.store.root().join(&path).display())))?;
-            }
-            self.report.snapshots_removed += 1;
-        }
-        Ok(())
+    fn run(&mut self) -> Result<(), Halt> {
+        self.pace.check()?;
+        self.remove_snapshots()?;
+        self.remove_chains()?;
+        self.remove_layers()?;
+        self.remove_strays()?;
+        self.sweep_objects()
     }
 
-    /// Chain trees cost space only; a wrong guess costs the time to build one anew.
-    fn remove_chains(&mut self) -> Result<()> {
-        let roots = Roots::read(self.store)?;
-        for (key, chain) in self.store.db().scan_json::<Chain>(Family::Chains, b"")? {
-            let Some(id) = ChainId::of(&chain.layers) else { continue };
-            if roots.wants(&chain) || self.store.chains.trees.is_used(id.0) {
-                continue;
+    /// Removes a file, if this is no dry run, and says what it took. A missing one takes nothing.
+    fn remove(&self, path: &Path) -> Result<Tally> {
+        let action = || format!("remove {}", self.store.root().join(path).display());
+        let Some(stat) = disk::stat(self.store.disk(), path).map_err(Error::io(action()))? else {
+            return Ok(Tally::default());
+        };
+        if !self.dry_run {
+            match self.store.disk().remove(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Tally::default()),
+                removed => removed.map_err(Error::io(action()))?,
             }
-            // Not while somebody builds it.
-            let Some(_turn) = self.store.chains.building.try_take(id) else { continue };
-            if !self.options.dry_run {
-                let mut batch = Batch::new();
-                batch.delete(Family::Chains, &key);
-                self.store.db().commit(batch)?;
-                self.store.chains.trees.remove(id.0);
-                self.remove(&chain::path(id))?;
-            }
-            self.report.chains_removed += 1;
-            self.report.bytes_removed += chain.tree_bytes;
         }
-        Ok(())
+        Ok(Tally::of(&stat))
     }
 
-    /// Returns the layers that stay.
-    fn remove_layers(&mut self) -> Result<Kept> {
-        let frozen = self.store.db().freeze_roots();
-        let unclaimed = self.collection.lock();
-        let roots = Roots::read(self.store)?;
-        let (mut kept, mut gone): (Vec<Layer>, Vec<Layer>) = (Vec::new(), Vec::new());
-        for layer in self.store.layers()? {
-            let used = roots.layers.contains(&layer.diff_id) || !unclaimed.layer(layer.diff_id);
-            if used { kept.push(layer) } else { gone.push(layer) }
+    /// Remembers where the sweep of objects is to go on, or that it came to its end.
+    fn remember(&self, shard: Option<u8>) -> Result<()> {
+        let mut batch = Batch::new();
+        match shard {
+            Some(shard) => batch.put_json(Family::System, PROGRESS, &Progress { shard })?,
+            None => batch.delete(Family::System, PROGRESS),
         }
-        if !self.options.dry_run {
-            let mut batch = Batch::new();
-            for layer in &gone {
-                batch.delete(Family::Layers, layer::key(layer.diff_id).as_bytes());
-            }
-            frozen.commit(batch)?;
-            for layer in &gone {
-                self.store.forget_layer_tree(layer.diff_id);
-                self.remove(&layer::path(layer.diff_id))?;
-                self.remove(&layer::recipe_path(layer.diff_id))?;
-            }
-        }
-        self.report.layers_removed += gone.len() as u64;
-        self.report.bytes_removed += gone.iter().map(|layer| layer.tree_bytes).sum::<u64>();
-        Ok(Kept { layers: kept, objects: roots.objects })
+        self.store.db().commit(batch)
     }
 
-    /// Tree files without a row, which a crash left.
-    fn remove_strays(&mut self) -> Result<()> {
-        for name in self.list("layers/sha256")? {
-            let path = Path::new("layers/sha256").join(&name);
-            let Some(digest) = Digest::from_hex(name.as_bytes()) else { continue };
-            let unclaimed = self.collection.lock();
-            if self.store.layer(DiffId(digest))?.is_none() && unclaimed.layer(DiffId(digest)) {
-                self.report.bytes_removed += self.remove_stray(&path)?;
-            }
-        }
-        for name in self.list("chains/sha256")? {
-            let path = Path::new("chains/sha256").join(&name);
-            let Some(id) = Digest::from_hex(name.as_bytes()).map(ChainId) else { continue };
-            let Some(_turn) = self.store.chains.building.try_take(id) else { continue };
-            if self.store.chain_record(id)?.is_none() {
-                self.report.bytes_removed += self.remove_stray(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_stray(&self, path: &Path) -> Result<u64> {
-        let action = || format!("stat {}", path.display());
-        let Some(stat) = disk::stat(self.store.disk(), path).map_err(Error::io(action()))? else { return Ok(0) };
-        if !self.options.dry_run {
-            self.remove(path)?;
-        }
-        Ok(stat.st_size as u64)
-    }
-
-    fn sweep_objects(&mut self, kept: &Kept) -> Result<()> {
-        let mut marked = kept.objects.clone();
-        for layer in &kept.layers {
-            self.store.each_layer_object(layer, |id, _| {
-                marked.insert(id);
-            })?;
-        }
-        let garbage: Vec<StoredObject> =
-            self.store.stored_objects()?.into_iter().filter(|object| !marked.contains(&object.id)).collect();
-        for some in garbage.chunks(SWEEP) {
-            let unclaimed = self.collection.lock();
-            for object in some.iter().filter(|object| unclaimed.object(object.id)) {
-                if !self.options.dry_run {
-                    self.remove(&object::path(object.id))?;
-                }
-                self.report.objects_removed += 1;
-                self.report.bytes_removed += object.bytes;
-            }
-        }
-        Ok(())
-    }
-
-    fn list(&self, directory: &str) -> Result<Vec<OsString>> {
-        let action = format!("read {}", self.store.root().join(directory).display());
-        disk::list(self.store.disk(), Path::new(directory)).map_err(Error::io(action))
-    }
-
-    fn remove(&self, path: &Path) -> Result<()> {
-        match self.store.disk().remove(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(Error::io(format!("remove {}", self.store.root().join(path).display()))),
-        }
+    fn remembered(&self) -> Result<Option<u8>> {
+        Ok(self.store.db().get_json(Family::System, PROGRESS)?.map(|Progress { shard }| shard))
     }
 }
 
-/// What stays.
-struct Kept {
-    layers: Vec<Layer>,
-    objects: HashSet<ObjectId>,
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    shard: u8,
 }

@@ -140,6 +140,11 @@ pub trait Progress: Send + Sync {
     fn end(&self, name: &str, known: bool) {
         let _ = (name, known);
     }
+
+    /// Whether whoever asked doesn't wait for the work any more. What can end early and keep what it has done, does.
+    fn is_abandoned(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody wants to know.

@@ -9,6 +9,7 @@
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::claims::Hold;
+use crate::walk;
 
 /// Up to this many files are synced one by one, more with one syncfs(2): that one has to wait for everybody's
 /// writes on the filesystem, not just ours.
@@ -300,33 +302,33 @@ impl Store {
     }
 }
 
-/// An object as it lies on the disk.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StoredObject {
-    pub(crate) id: ObjectId,
-    pub(crate) bytes: u64,
+/// The objects in one directory below `objects/`, whether anything names them or not, in no particular order. Objects
+/// that come or go meanwhile may be among them or not.
+pub(crate) fn stored_in(store: &Store, shard: u8) -> Result<impl Iterator<Item = Result<ObjectId>> + use<>> {
+    let directory = shard_path(shard);
+    let shown = store.root().join(&directory);
+    let failed = move |error| Error::io(format!("read {}", shown.display()))(error);
+    let names = walk::names(store.disk().root(), &directory).map_err(&failed)?;
+    Ok(names.filter_map(move |name| match name {
+        Err(error) => Some(Err(failed(error))),
+        Ok((name, _)) => {
+            let id = id_of(shard, &name);
+            if id.is_none() {
+                tracing::warn!(path = %directory.join(&name).display(), "not an object");
+            }
+            id.map(Ok)
+        }
+    }))
 }
 
-impl Store {
-    /// All objects on the disk, whether anything names them or not.
-    pub(crate) fn stored_objects(&self) -> Result<Vec<StoredObject>> {
-        let list = || -> io::Result<Vec<StoredObject>> {
-            let mut objects = Vec::new();
-            for shard in disk::list(self.disk(), Path::new("objects"))? {
-                let shard_path = Path::new("objects").join(&shard);
-                for name in disk::list(self.disk(), &shard_path)? {
-                    let hex = [shard.as_encoded_bytes(), name.as_encoded_bytes()].concat();
-                    let Some(id) = Digest::from_hex(&hex).map(ObjectId) else {
-                        tracing::warn!(path = %shard_path.join(&name).display(), "not an object");
-                        continue;
-                    };
-                    if let Some(stat) = disk::stat(self.disk(), &path(id))? {
-                        objects.push(StoredObject { id, bytes: stat.st_size as u64 });
-                    }
-                }
-            }
-            Ok(objects)
-        };
-        list().map_err(Error::io(format!("read {}", self.objects_path().display())))
-    }
+/// A directory below `objects/`.
+pub(crate) fn shard_path(shard: u8) -> PathBuf {
+    Path::new("objects").join(format!("{shard:02x}"))
+}
+
+/// The object that a file of this name in this directory is.
+pub(crate) fn id_of(shard: u8, name: &OsStr) -> Option<ObjectId> {
+    let mut hex = format!("{shard:02x}").into_bytes();
+    hex.extend_from_slice(name.as_encoded_bytes());
+    Digest::from_hex(&hex).map(ObjectId)
 }

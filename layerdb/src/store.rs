@@ -30,6 +30,7 @@ use claims::Claims;
 pub use claims::Hold;
 pub use db::{Batch, Db, Family, Row};
 pub(crate) use format::Format;
+pub(crate) use snapshot_dirs::{REMOVED_DEEP, is_removed};
 pub(crate) use trees::Trees;
 pub(crate) use turns::Turns;
 
@@ -274,7 +275,7 @@ pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
 /// must not wait for them.
 fn empty_temporaries(disk: &dyn Disk) -> io::Result<()> {
     for name in disk::list(disk, Path::new("tmp"))? {
-        if !snapshot_dirs::is_removed(&name) {
+        if !is_removed(&name) {
             disk::remove_tree(disk, &Path::new("tmp").join(name))?;
         }
     }

@@ -80,9 +80,14 @@ impl Admin {
                 Some((snapshots, _)) => SnapshotReport::of(snapshots, &key)?,
                 None => report::recorded_one(&self.store, &key)?,
             }),
-            Call::Gc { dry_run } => {
+            Call::Gc { dry_run, rate } => {
                 pins::prune(&self.store)?;
-                json(&self.store.gc(GcOptions { dry_run })?)
+                let stopped = || progress.is_abandoned() || self.is_ending();
+                json(&self.store.gc(GcOptions { dry_run, rate, stopped: Some(&stopped) })?)
+            }
+            Call::GcExplain { digest } => {
+                pins::prune(&self.store)?;
+                json(&self.store.explain(&digest)?)
             }
             Call::Df => {
                 pins::prune(&self.store)?;
@@ -100,6 +105,11 @@ impl Admin {
                 json(&())
             }
         }
+    }
+
+    /// Whether the daemon is about to end.
+    fn is_ending(&self) -> bool {
+        self.daemon.as_ref().is_some_and(|(snapshots, _)| snapshots.is_closed())
     }
 
     fn daemon(&self) -> Result<&(Arc<Snapshots>, Box<dyn Daemon>)> {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mica_layerdb::Rate;
 use serde::Deserialize;
 
 /// Where the store is when nobody says otherwise.
@@ -27,6 +28,8 @@ pub struct Config {
     pub containerd: PathBuf,
     /// Whether the kernel may pass file data through where it can.
     pub passthrough: bool,
+    /// How much garbage the engine's cleanups may remove in a second.
+    pub gc_rate: Option<Rate>,
 }
 
 /// What the command line says; it wins over the file.
@@ -92,6 +95,14 @@ struct File {
     passthrough: Option<bool>,
     #[serde(default)]
     containerd: Containerd,
+    #[serde(default)]
+    gc: Gc,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Gc {
+    rate: Option<Rate>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -129,6 +140,7 @@ impl Config {
             socket: absolute("the daemon's socket", socket)?,
             containerd: absolute("containerd's socket", containerd)?,
             passthrough: !flags.no_passthrough && file.passthrough.unwrap_or(true),
+            gc_rate: file.gc.rate,
         })
     }
 
@@ -210,6 +222,16 @@ mod tests {
     fn load_with_another_state_moves_the_socket_too() {
         let config = Config::load(None, Flags { state: Some("/x".into()), ..Flags::default() }).unwrap();
         assert_eq!(config.socket, Path::new("/x/mica.sock"));
+    }
+
+    #[test]
+    fn load_of_a_rate_takes_files_and_bytes() {
+        let rate = |text: &str| load(text, Flags::default()).map(|config| config.gc_rate);
+        assert_eq!(rate("").unwrap(), None);
+        assert_eq!(rate("[gc]\nrate = 500").unwrap(), Some(Rate::Files(500)));
+        assert_eq!(rate("[gc]\nrate = \"20M\"").unwrap(), Some(Rate::Bytes(20 << 20)));
+        let error = rate("[gc]\nrate = \"fast\"").unwrap_err().to_string();
+        assert!(error.contains("fast") && error.contains("line 2"), "{error}");
     }
 
     #[test]

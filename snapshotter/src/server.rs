@@ -118,6 +118,7 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
         let mounter = mounter(config, &store)?;
         Snapshots::open(Arc::clone(&store), mounter)
     })?;
+    snapshots.limit_cleanup(config.gc_rate);
     let (end, mut ended) = watch::channel(false);
     let record = Record::of(config);
     let daemon = Box::new(Handle { status: record.status(config), end });

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use mica_layerdb::{BlobDigest, DiffId, Store};
+use mica_layerdb::{BlobDigest, DiffId, Rate, Store};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -218,6 +218,16 @@ impl Snapshots {
     /// The snapshots that one of the filters chooses; all if there are none.
     pub fn list(&self, filters: &[String]) -> Result<Vec<Info>> {
         self.core.list(filters)
+    }
+
+    /// How much a cleanup may remove in a second; as much as possible if `None`.
+    pub fn limit_cleanup(&self, rate: Option<Rate>) {
+        *self.core.cleanup_rate.lock() = rate;
+    }
+
+    /// Whether it takes no more calls.
+    pub fn is_closed(&self) -> bool {
+        self.core.is_closed()
     }
 
     /// Brings back the space of what was removed.

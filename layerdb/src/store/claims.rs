@@ -8,6 +8,9 @@
 //!   writes it again.
 //! - Claims are dropped after the commit that makes them superfluous. While a collection runs they are not forgotten
 //!   but set aside until it ends, since its marking may be older than the commit.
+//!
+//! The sweeper asks for every object it is about to remove. What is set aside is therefore one set, however much work
+//! ended since the collection began, and holds without objects (of containers that start, say) are passed over.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,6 +18,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::digest::{DiffId, ObjectId};
+use crate::sorter::short_object;
 
 /// The table of claims of one store.
 #[derive(Debug, Default)]
@@ -27,7 +31,8 @@ struct Table {
     next: u64,
     active: HashMap<u64, Claimed>,
     collecting: bool,
-    set_aside: Vec<Claimed>,
+    /// Everything whose hold was dropped since the collection began.
+    set_aside: Claimed,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +40,16 @@ struct Claimed {
     /// The first eight bytes of each object's digest: a collision merely spares one object more.
     objects: HashSet<u64>,
     layers: HashSet<DiffId>,
+}
+
+impl Claimed {
+    fn absorb(&mut self, mut other: Claimed) {
+        if other.objects.len() > self.objects.len() {
+            std::mem::swap(&mut self.objects, &mut other.objects);
+        }
+        self.objects.extend(other.objects);
+        self.layers.extend(other.layers);
+    }
 }
 
 /// Claims of one piece of work, dropped with it.
@@ -86,7 +101,7 @@ impl Hold {
     pub(crate) fn object<R>(&self, id: ObjectId, look: impl FnOnce() -> R) -> R {
         let mut table = self.claims.table.lock();
         if let Some(claimed) = table.active.get_mut(&self.id) {
-            claimed.objects.insert(short(id));
+            claimed.objects.insert(short_object(id));
         }
         look()
     }
@@ -105,8 +120,8 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut table = self.claims.table.lock();
         let claimed = table.active.remove(&self.id);
-        if table.collecting {
-            table.set_aside.extend(claimed);
+        if let Some(claimed) = claimed.filter(|_| table.collecting) {
+            table.set_aside.absorb(claimed);
         }
     }
 }
@@ -120,7 +135,7 @@ pub(crate) struct Collection {
 impl Collection {
     /// Keeps anybody from claiming until the guard is dropped.
     pub(crate) fn lock(&self) -> Unclaimed<'_> {
-        Unclaimed { table: self.claims.table.lock() }
+        self.claims.lock()
     }
 }
 
@@ -128,7 +143,7 @@ impl Drop for Collection {
     fn drop(&mut self) {
         let mut table = self.claims.table.lock();
         table.collecting = false;
-        table.set_aside.clear();
+        table.set_aside = Claimed::default();
     }
 }
 
@@ -139,23 +154,18 @@ pub(crate) struct Unclaimed<'a> {
 
 impl Unclaimed<'_> {
     fn any(&self, test: impl Fn(&Claimed) -> bool) -> bool {
-        self.table.active.values().chain(&self.table.set_aside).any(test)
+        self.table.active.values().chain([&self.table.set_aside]).any(test)
     }
 
     /// True if the object may go.
     pub(crate) fn object(&self, id: ObjectId) -> bool {
-        !self.any(|claimed| claimed.objects.contains(&short(id)))
+        !self.any(|claimed| !claimed.objects.is_empty() && claimed.objects.contains(&short_object(id)))
     }
 
     /// True if the layer may go.
     pub(crate) fn layer(&self, diff_id: DiffId) -> bool {
         !self.any(|claimed| claimed.layers.contains(&diff_id))
     }
-}
-
-fn short(id: ObjectId) -> u64 {
-    let bytes = id.as_bytes();
-    u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
 }
 
 #[cfg(test)]
@@ -192,5 +202,21 @@ mod tests {
         assert!(claims.collect().is_none(), "one collection at a time");
         drop(collection);
         assert!(claims.collect().unwrap().lock().object(id));
+    }
+
+    #[test]
+    fn claims_of_many_that_end_during_a_collection_are_all_spared() {
+        let claims = Arc::new(Claims::default());
+        let collection = claims.collect().unwrap();
+        let ids: Vec<ObjectId> = (0..100_u32).map(|at| ObjectId(Digest::of(&at.to_le_bytes()))).collect();
+        for some in ids.chunks(7) {
+            let hold = claims.hold();
+            some.iter().for_each(|id| hold.object(*id, || ()));
+            hold.layer(DiffId(some[0].0), || ());
+        }
+        let unclaimed = collection.lock();
+        assert!(ids.iter().all(|id| !unclaimed.object(*id)));
+        assert!(ids.chunks(7).all(|some| !unclaimed.layer(DiffId(some[0].0))));
+        assert!(unclaimed.layer(DiffId(ids[1].0)) && unclaimed.object(ObjectId(Digest::of(b"x"))));
     }
 }

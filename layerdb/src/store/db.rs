@@ -3,6 +3,7 @@
 //! One [`Batch`] per change of state; when [`Db::commit`] has returned, the change survives a power cut, and before
 //! that nobody can see a part of it. Values are JSON.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,10 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, Direction, IteratorMode, LogLevel, Options, ReadOptions,
     WriteBatch, WriteOptions,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::digest::DiffId;
 use crate::error::{Error, Result};
 
 /// The kinds of rows. The name of each column family is the lower-case name of its variant.
@@ -114,9 +116,36 @@ impl Batch {
         self.changes.iter().any(|(family, ..)| matches!(family, Family::Pins | Family::Images))
     }
 
+    /// Adds the layers that the batch's pins and images name.
+    fn note_named(&self, named: &mut Named) {
+        let roots = self.changes.iter().filter(|(family, ..)| matches!(family, Family::Pins | Family::Images));
+        for value in roots.filter_map(|(.., value)| value.as_ref()) {
+            match serde_json::from_slice::<Root>(value) {
+                Ok(Root::Pin(layers) | Root::Image { layers }) => named.layers.extend(layers),
+                Err(_) => named.anything = true,
+            }
+        }
+    }
+
     fn grows(&self) -> bool {
         self.changes.iter().any(|(_, _, value)| value.is_some())
     }
+}
+
+/// What pins and images named since somebody began to watch.
+#[derive(Debug, Default)]
+struct Named {
+    layers: HashSet<DiffId>,
+    /// A row made no sense.
+    anything: bool,
+}
+
+/// The part of a pin or an image that keeps layers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Root {
+    Pin(Vec<DiffId>),
+    Image { layers: Vec<DiffId> },
 }
 
 /// A row: key and value.
@@ -128,8 +157,9 @@ pub struct Db {
     /// `None` after a failed write and a failed attempt to open anew: the next use tries again.
     rocksdb: RwLock<Option<DB>>,
     /// Held by commits that change what garbage collection starts from, and by garbage collection between reading
-    /// those rows for the last time and deleting what they don't name. Taken before `rocksdb`.
-    roots: Mutex<()>,
+    /// those rows for the last time and deleting what they don't name. Taken before the table of claims and `rocksdb`.
+    /// `Some` while a collection watches.
+    roots: Mutex<Option<Named>>,
 }
 
 impl fmt::Debug for Db {
@@ -142,11 +172,14 @@ impl fmt::Debug for Db {
 /// opened anew, so a full disk is better noticed before.
 const HEADROOM_BYTES: u64 = 1 << 20;
 
+/// Rows read at a time by [`Db::each_json`].
+const PAGE_ROWS: usize = 256;
+
 impl Db {
     /// Opens the database in a directory, or makes it.
     pub(crate) fn open(path: &Path) -> Result<Db> {
         let db = open_rocksdb(path)?;
-        Ok(Db { path: path.to_path_buf(), rocksdb: RwLock::new(Some(db)), roots: Mutex::new(()) })
+        Ok(Db { path: path.to_path_buf(), rocksdb: RwLock::new(Some(db)), roots: Mutex::new(None) })
     }
 
     /// Applies a batch. When this returns, the change is durable. After an error it is either wholly there or not at
@@ -158,13 +191,17 @@ impl Db {
         if batch.grows() {
             self.require_space(batch.bytes())?;
         }
-        let _roots = batch.moves_roots().then(|| self.roots.lock());
+        let mut roots = batch.moves_roots().then(|| self.roots.lock());
+        if let Some(named) = roots.as_mut().and_then(|roots| roots.as_mut()) {
+            batch.note_named(named);
+        }
         self.write(batch)
     }
 
-    /// Keeps pins and images as they are until the guard is dropped.
-    pub(crate) fn freeze_roots(&self) -> FrozenRoots<'_> {
-        FrozenRoots { db: self, _guard: self.roots.lock() }
+    /// Remembers from now on which layers pins and images come to name, until the guard is dropped. One at a time.
+    pub(crate) fn watch_roots(&self) -> WatchedRoots<'_> {
+        *self.roots.lock() = Some(Named::default());
+        WatchedRoots { db: self }
     }
 
     fn write(&self, batch: Batch) -> Result<()> {
@@ -272,18 +309,63 @@ impl Db {
         self.scan(family, prefix)?.into_iter().map(parse).collect()
     }
 
+    /// Shows the JSON values of all rows, in the order of their keys, a page at a time: rows that come or go
+    /// meanwhile may be among them or not.
+    pub fn each_json<T: DeserializeOwned>(
+        &self,
+        family: Family,
+        mut visit: impl FnMut(&[u8], T) -> Result<()>,
+    ) -> Result<()> {
+        let mut last: Option<Vec<u8>> = None;
+        loop {
+            let rows = self.scan_from(family, b"", last.as_deref(), PAGE_ROWS)?;
+            let more = rows.len() == PAGE_ROWS;
+            for (key, value) in &rows {
+                visit(key, serde_json::from_slice(value).map_err(|error| corrupt(family, key, &error))?)?;
+            }
+            last = rows.into_iter().next_back().map(|(key, _)| key).or(last);
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
     fn error(&self, action: &str, error: &rocksdb::Error) -> Error {
         metadata_error(action, &self.path, error)
     }
 }
 
-/// See [`Db::freeze_roots`].
+/// See [`Db::watch_roots`].
+#[derive(Debug)]
+pub(crate) struct WatchedRoots<'a> {
+    db: &'a Db,
+}
+
+impl WatchedRoots<'_> {
+    /// Keeps pins and images as they are until the guard is dropped.
+    pub(crate) fn freeze(&self) -> FrozenRoots<'_> {
+        FrozenRoots { db: self.db, guard: self.db.roots.lock() }
+    }
+}
+
+impl Drop for WatchedRoots<'_> {
+    fn drop(&mut self) {
+        *self.db.roots.lock() = None;
+    }
+}
+
+/// See [`WatchedRoots::freeze`].
 pub(crate) struct FrozenRoots<'a> {
     db: &'a Db,
-    _guard: MutexGuard<'a, ()>,
+    guard: MutexGuard<'a, Option<Named>>,
 }
 
 impl FrozenRoots<'_> {
+    /// Whether a pin or an image that was written since the watch began may name the layer.
+    pub(crate) fn names(&self, layer: DiffId) -> bool {
+        self.guard.as_ref().is_none_or(|named| named.anything || named.layers.contains(&layer))
+    }
+
     /// [`Db::commit`] for the holder of the guard.
     pub(crate) fn commit(&self, batch: Batch) -> Result<()> {
         if batch.is_empty() { Ok(()) } else { self.db.write(batch) }

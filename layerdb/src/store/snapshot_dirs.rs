@@ -10,8 +10,11 @@ use crate::error::{Error, Result};
 
 const REMOVED: &str = "removed-";
 
+/// What a directory deep in a removed snapshot is called, before a number, when it is moved up to be emptied.
+pub(crate) const REMOVED_DEEP: &str = "removed-deep-";
+
 /// True for the names below `tmp/` that [`Store::remove_snapshot_dir`] gives.
-pub(super) fn is_removed(name: &OsStr) -> bool {
+pub(crate) fn is_removed(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(REMOVED.as_bytes())
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mica_layerdb::Rate;
 use serde::{Deserialize, Serialize};
 
 /// What can be asked. As JSON: `{"verb": "image-show", "arguments": {"reference": "app:1"}}`.
@@ -57,6 +58,14 @@ pub enum Call {
     Gc {
         /// Remove nothing.
         dry_run: bool,
+        /// How much to remove in a second; as much as possible if `None`.
+        #[serde(default)]
+        rate: Option<Rate>,
+    },
+    /// Who refers to something: [`mica_layerdb::Explanation`], or null if there is no such thing.
+    GcExplain {
+        /// The digest of an object, a layer, a blob, a chain, a manifest or a configuration, or a unique prefix of one.
+        digest: String,
     },
     /// What takes space: [`mica_layerdb::df::Df`].
     Df,

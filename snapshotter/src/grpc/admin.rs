@@ -109,6 +109,10 @@ impl Progress for Steps {
         }
     }
 
+    fn is_abandoned(&self) -> bool {
+        self.answers.is_closed()
+    }
+
     fn end(&self, name: &str, known: bool) {
         let rest = self.unsaid.lock().remove(name);
         if let Some((count, _)) = rest.filter(|(count, _)| *count > 0) {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mica_layerdb::Store;
+use mica_layerdb::{Rate, Store};
+use parking_lot::Mutex;
 
 use super::ahead::Ahead;
 use super::keys::Keys;
@@ -28,6 +29,8 @@ pub(super) struct Core {
     pub(super) counts: Counts,
     /// Names this boot of the machine.
     pub(super) boot: String,
+    /// See [`Snapshots::limit_cleanup`](super::Snapshots::limit_cleanup).
+    pub(super) cleanup_rate: Mutex<Option<Rate>>,
     closed: AtomicBool,
 }
 
@@ -44,6 +47,7 @@ impl Core {
             ahead: Ahead::default(),
             counts: Counts::default(),
             boot: boot.trim().to_owned(),
+            cleanup_rate: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }

@@ -34,9 +34,21 @@ impl Core {
 
     pub(super) fn cleanup(&self) -> Result<()> {
         self.require_open()?;
-        match self.store.gc(GcOptions::default()) {
+        let rate = *self.cleanup_rate.lock();
+        let options = GcOptions { dry_run: false, rate, stopped: Some(&|| self.is_closed()) };
+        match self.store.gc(options) {
             Ok(report) => {
-                tracing::info!(?report, "garbage is collected");
+                let total = report.total();
+                tracing::info!(
+                    objects = report.objects.count,
+                    layers = report.layer_trees.count,
+                    chains = report.chain_trees.count,
+                    snapshots = report.snapshots.count,
+                    bytes = total.disk_bytes,
+                    stopped = report.stopped,
+                    unreadable = report.unreadable.len(),
+                    "garbage is collected"
+                );
                 Ok(())
             }
             // Whoever does it does it for this caller too.

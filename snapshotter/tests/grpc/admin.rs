@@ -84,8 +84,8 @@ fn image_is_imported_with_steps_and_shown_and_removed() {
     assert_eq!(removed, images[0]);
     let error = client.call(&Call::ImageShow { reference: "app:1".into() }, &()).unwrap_err();
     assert_eq!(error.to_string(), "there is no image app:1");
-    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false });
-    assert_eq!(report.layers_removed, 1);
+    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false, rate: None });
+    assert_eq!(report.layer_trees.count, 1);
 }
 
 #[test]
@@ -100,12 +100,12 @@ fn image_that_is_mounted_survives_its_removal_and_a_collection() {
     let mountable: MountableImage = call(&client, &ask);
     assert!(mountable.tree.is_file() && mountable.objects.is_dir());
     client.call(&Call::ImageRm { reference: "app:1".into() }, &()).unwrap();
-    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false });
-    assert_eq!((report.layers_removed, report.chains_removed), (0, 0));
+    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false, rate: None });
+    assert_eq!((report.layer_trees.count, report.chain_trees.count), (0, 0));
     assert!(mountable.tree.is_file());
     drop(lock);
-    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false });
-    assert_eq!((report.layers_removed, report.chains_removed), (1, 1));
+    let report: mica_layerdb::GcReport = call(&client, &Call::Gc { dry_run: false, rate: None });
+    assert_eq!((report.layer_trees.count, report.chain_trees.count), (1, 1));
     assert!(!mountable.tree.exists());
     let error = client.call(&ask, &()).unwrap_err();
     assert!(error.to_string().contains("app:1"), "{error}");
