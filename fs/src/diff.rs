@@ -12,7 +12,6 @@
 //! Two runs over the same upper give the same bytes: names come in the order of their bytes, whiteouts before the rest, as
 //! the specification recommends.
 
-mod layer;
 mod links;
 #[cfg(test)]
 mod tests;
@@ -32,7 +31,6 @@ use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT};
 use crate::lower::{Lower, LowerFile};
 use crate::upper::{DIRECTORY, Found, Marks, Spot, Upper, read_dir};
-pub use layer::write_layer;
 use links::Told;
 
 /// Bytes of contents read at a time.

@@ -226,6 +226,13 @@ pub enum Error {
         name: String,
     },
 
+    /// Nothing has a name that could be of several kinds.
+    #[error("there is no image, snapshot or layer {name}")]
+    NoneNamed {
+        /// The name.
+        name: String,
+    },
+
     /// The tree file of a layer is damaged or gone.
     #[error("layer {diff_id} is corrupt: {source}")]
     CorruptLayer {
@@ -266,6 +273,49 @@ pub enum Error {
     NoImage {
         /// The image as the caller named it.
         name: String,
+    },
+
+    /// No name for an image.
+    #[error("{name:?} is no name for an image: {reason}")]
+    BadName {
+        /// The name as given.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// No change of a configuration.
+    #[error("change {change:?}: {reason}")]
+    BadChange {
+        /// The change as given.
+        change: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// No platform.
+    #[error("platform {text:?} is not of the form OS/ARCHITECTURE[/VARIANT], for example linux/arm64")]
+    BadPlatform {
+        /// The text as given.
+        text: String,
+    },
+
+    /// The configuration that a new image is to have is not known.
+    #[error("cannot make image {name}: {reason}")]
+    BadCommit {
+        /// The image that was to be made.
+        name: String,
+        /// What is missing.
+        reason: String,
+    },
+
+    /// An image can't be written in the form that was asked for.
+    #[error("cannot export image {name}: {reason}")]
+    BadExport {
+        /// The image.
+        name: String,
+        /// What is in the way.
+        reason: String,
     },
 
     /// A file or directory is not the image it is taken for.
@@ -336,9 +386,11 @@ impl Error {
                 Io::ResourceBusy | Io::WouldBlock => Kind::Busy,
                 _ => Kind::Unavailable,
             },
-            Self::NoLayer { .. } | Self::NoLayerNamed { .. } | Self::NoImage { .. } | Self::NoRecipe { .. } => {
-                Kind::NotFound
-            }
+            Self::NoLayer { .. }
+            | Self::NoLayerNamed { .. }
+            | Self::NoneNamed { .. }
+            | Self::NoImage { .. }
+            | Self::NoRecipe { .. } => Kind::NotFound,
             Self::SnapshotDirExists { .. } => Kind::Exists,
             Self::Locked { .. } | Self::Collecting => Kind::Busy,
             Self::InvalidDigest { .. }
@@ -352,7 +404,12 @@ impl Error {
             | Self::BadLayer { .. }
             | Self::DigestMismatch { .. }
             | Self::Ambiguous { .. }
-            | Self::BadImage { .. } => Kind::Invalid,
+            | Self::BadImage { .. }
+            | Self::BadName { .. }
+            | Self::BadExport { .. }
+            | Self::BadChange { .. }
+            | Self::BadPlatform { .. }
+            | Self::BadCommit { .. } => Kind::Invalid,
             Self::CorruptTreeFile { .. }
             | Self::TreeLength { .. }
             | Self::CorruptTree { .. }

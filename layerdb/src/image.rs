@@ -1,9 +1,17 @@
 //! Images: names for stacks of layers, and where they come from.
 
 mod archive;
+mod commit;
+mod config;
 mod docker;
+mod export;
+mod folder;
+mod history;
 mod import;
 mod oci;
+mod platform;
+mod reference;
+mod rootfs;
 mod source;
 
 use std::path::PathBuf;
@@ -15,6 +23,13 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{DiffId, Digest, ObjectId};
 use crate::error::{Error, Result};
 use crate::store::{Batch, Family, Store};
+pub use commit::Commit;
+pub use config::rfc3339;
+pub use export::{BlobState, Encoding, ExportForm, ExportOptions, Exported, ExportedLayer};
+pub use history::HistoryStep;
+pub use import::{ImportFormat, ImportOptions};
+pub use platform::Platform;
+pub use reference::Reference;
 
 /// Fewest digits that stand for a digest.
 const DIGITS_MIN: usize = 4;
@@ -62,7 +77,8 @@ pub enum ImportSource {
 }
 
 impl Store {
-    /// The image of this name; or of this name with the tag `latest`, if none is given; or with this manifest or
+    /// The image that a user means: the one of just this name; or of this name with the tag `latest`; or of a name that
+    /// is the same in full (see [`Reference`]), with the manifest `NAME@DIGEST` asks for; or with this manifest or
     /// configuration digest, or the only one whose digests begin with these four or more digits. `None` if there
     /// is none.
     pub fn image(&self, name: &str) -> Result<Option<Image>> {
@@ -75,7 +91,29 @@ impl Store {
         {
             return Ok(Some(image));
         }
+        if let Some(image) = self.image_by_full_name(name)? {
+            return Ok(Some(image));
+        }
         self.image_by_digest(name)
+    }
+
+    fn image_by_full_name(&self, name: &str) -> Result<Option<Image>> {
+        let Ok(wanted) = Reference::parse(name) else { return Ok(None) };
+        let means = |image: &Image| match (Reference::parse(&image.name), wanted.digest) {
+            (Err(_), _) => false,
+            (Ok(known), None) => known.full_name() == wanted.full_name(),
+            (Ok(known), Some(digest)) => {
+                image.manifest == digest
+                    && known.full_repository() == wanted.full_repository()
+                    && (wanted.tag.is_none() || known.tag == wanted.tag)
+            }
+        };
+        let mut found: Vec<Image> = self.images()?.into_iter().filter(means).collect();
+        if found.iter().any(|image| image.manifest != found[0].manifest) {
+            let matches = found.into_iter().map(|image| image.name).collect();
+            return Err(Error::Ambiguous { name: name.into(), matches });
+        }
+        Ok(if found.is_empty() { None } else { Some(found.swap_remove(0)) })
     }
 
     fn image_named(&self, name: &str) -> Result<Option<Image>> {
@@ -83,7 +121,7 @@ impl Store {
     }
 
     fn image_by_digest(&self, text: &str) -> Result<Option<Image>> {
-        let digits = text.rsplit_once("sha256:").map_or(text, |(_, digits)| digits);
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
         if digits.len() < DIGITS_MIN || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Ok(None);
         }
@@ -110,6 +148,25 @@ impl Store {
         batch.delete(Family::Images, image.name.as_bytes());
         self.db().commit(batch)?;
         Ok(image)
+    }
+
+    /// Gives an image one more name; an image that had the name loses it.
+    pub fn tag_image(&self, image: &Image, name: &str) -> Result<Image> {
+        self.require_writable()?;
+        let hold = self.hold(&image.layers)?;
+        for id in image.objects() {
+            hold.object(id, || self.object(id))?.ok_or(Error::NoObject { id })?;
+        }
+        let image = Image { name: Reference::new_name(name)?, ..image.clone() };
+        let mut batch = Batch::new();
+        batch.put_json(Family::Images, image.name.as_bytes(), &image)?;
+        self.db().commit(batch)?;
+        Ok(image)
+    }
+
+    /// An object that must be there.
+    pub fn open_object(&self, id: ObjectId) -> Result<std::fs::File> {
+        self.object(id)?.ok_or(Error::NoObject { id })
     }
 
     /// The image's configuration, as it came.

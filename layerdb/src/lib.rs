@@ -41,6 +41,7 @@ pub mod store;
 mod tally;
 pub mod tar;
 pub mod tree;
+pub mod unpack;
 pub mod verify;
 mod walk;
 
@@ -48,7 +49,7 @@ pub use damage::{DamagedLayer, DamagedObject};
 pub use digest::{BlobDigest, ChainId, DiffId, Digest, Hasher, ObjectId};
 pub use error::{Error, Kind, Result};
 pub use gc::{Explained, Explanation, GcOptions, GcReport, Keeper, ObjectUse, Rate, UnreadableLayer};
-pub use image::{Image, ImportSource};
+pub use image::{Image, ImportFormat, ImportOptions, ImportSource};
 pub use ingest::{Compression, IngestOptions, Limits, Progress};
 pub use layer::{BlobCompression, BlobOrigin, Layer};
 pub use quarantine::{Damaged, Finding, Quarantined};

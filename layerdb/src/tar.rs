@@ -3,11 +3,14 @@
 //! The `tar` crate reads names as text and writes GNU's extensions for what is long; layers are read by tools that
 //! want PAX, and names are bytes.
 
+mod tree;
+
 use std::io::{self, Write};
 
 use rustix::fs::{major, minor};
 
 use crate::tree::{FileKind, Timestamp};
+pub use tree::{OpenObject, Told, write_tree};
 
 const BLOCK: usize = 512;
 

@@ -12,6 +12,7 @@ use mica_layerdb::tree::Tree;
 
 use crate::error::{Error, Result};
 pub use fuse::FuseMounter;
+pub(crate) use fuse::Unmounted;
 
 /// Finds the lower tree of a mount. Called when somebody first needs it, which may be never; may wait, and may be called
 /// again after an error.

@@ -4,6 +4,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
+use super::Platform;
 use super::import::{Candidate, PlannedLayer};
 use super::oci::{self, Config};
 use super::source::Source;
@@ -19,14 +20,24 @@ struct Item {
     layers: Vec<String>,
 }
 
-/// The images of the archive.
-pub(super) fn candidates(source: &Source) -> Result<Vec<Candidate>> {
+/// The images of the archive; only those for the platform, if one is wanted.
+pub(super) fn candidates(source: &Source, platform: Option<&Platform>) -> Result<Vec<Candidate>> {
     let manifest = source.document("manifest.json")?.ok_or_else(|| source.bad("it has no manifest.json"))?;
     let items: Vec<Item> = oci::parse(source, "manifest.json", &manifest)?;
     if items.is_empty() {
         return Err(source.bad("its manifest.json lists no images"));
     }
-    items.into_iter().map(|item| candidate(source, item)).collect()
+    let mut candidates: Vec<Candidate> =
+        items.into_iter().map(|item| candidate(source, item)).collect::<Result<_>>()?;
+    if let Some(platform) = platform {
+        candidates.retain(|Candidate { parsed, .. }| {
+            platform.fits(&parsed.os, &parsed.architecture, parsed.variant.as_deref())
+        });
+        if candidates.is_empty() {
+            return Err(source.bad(format!("it has no image for {platform}")));
+        }
+    }
+    Ok(candidates)
 }
 
 fn candidate(source: &Source, item: Item) -> Result<Candidate> {

@@ -1,15 +1,18 @@
 //! Importing: plan first, then take in the layers, then give the images their names in one step.
 
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::oci::Config;
+use super::rootfs::Files;
 use super::source::Source;
-use super::{Image, ImportSource, docker, oci};
+use super::{Image, ImportSource, Platform, Reference, docker, oci};
 use crate::digest::{BlobDigest, DiffId, Digest, ObjectId};
 use crate::error::{Error, Result};
 use crate::ingest::{Compression, IngestOptions, Limits, Progress, unix_seconds};
@@ -19,6 +22,52 @@ use crate::store::{Batch, Family, Hold, Store};
 
 /// Layers taken in at once: each has three threads, of which decompression is the slowest.
 const PARALLEL: usize = 2;
+
+/// What a source is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImportFormat {
+    /// An OCI image layout: a directory, or a tar of one.
+    Oci,
+    /// What `docker save` writes.
+    Docker,
+    /// A tar of files, compressed or not.
+    Tar,
+    /// A directory of files.
+    Dir,
+}
+
+/// How a source is imported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImportOptions {
+    /// What to call the image.
+    pub name: Option<String>,
+    /// What the source is; `None`: whatever it looks like.
+    pub format: Option<ImportFormat>,
+    /// `OS/ARCHITECTURE[/VARIANT]`; `None`: this machine's.
+    pub platform: Option<String>,
+    /// For plain tars and directories: instructions of a Dockerfile that make the configuration.
+    pub changes: Vec<String>,
+    /// For plain tars and directories: a comment for the history.
+    pub message: Option<String>,
+}
+
+impl ImportSource {
+    fn told(&self) -> (&Path, Option<ImportFormat>) {
+        match self {
+            ImportSource::OciDir(path) | ImportSource::OciTar(path) => (path, Some(ImportFormat::Oci)),
+            ImportSource::DockerTar(path) => (path, Some(ImportFormat::Docker)),
+            ImportSource::Detect(path) => (path, None),
+        }
+    }
+}
+
+/// What a source turned out to be.
+enum Found {
+    Images(Source, Vec<Candidate>),
+    Files(Files),
+}
 
 /// An image found in a source.
 #[derive(Debug)]
@@ -41,20 +90,40 @@ pub(super) struct PlannedLayer {
 }
 
 impl Store {
-    /// Imports the images of a source for this machine's architecture, and returns them as they are now in the
-    /// store. An image that had one of the names loses it. If anything is wrong with any of them, none is imported.
-    ///
-    /// With `name`, the source must have one image, which gets that name, or one of that name, which alone is
-    /// imported. An image without any name is called by its manifest's digest.
+    /// [`Store::import_with`] of a source for this machine's platform.
     pub fn import(
         self: &Arc<Store>,
         source: &ImportSource,
         name: Option<&str>,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>> {
+        let (path, format) = source.told();
+        let options = ImportOptions { name: name.map(ToOwned::to_owned), format, ..ImportOptions::default() };
+        self.import_with(path, &options, progress)
+    }
+
+    /// Imports the images at `path`, and returns them as they are now in the store. An image that had one of the names
+    /// loses it. If anything is wrong with any of them, none is imported.
+    ///
+    /// With a name, the source must have one image, which gets that name, or one of that name, which alone is
+    /// imported. An image without any name is called by its manifest's digest. A plain tar and a plain directory
+    /// become an image of one layer, and need a name.
+    pub fn import_with(
+        self: &Arc<Store>,
+        path: &Path,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Image>> {
         self.require_writable()?;
-        let (source, mut candidates) = self.candidates(source)?;
-        if let Some(name) = name {
+        let platform = options.platform.as_deref().map(Platform::parse).transpose()?;
+        let (source, mut candidates) = match self.candidates(path, options.format, platform.as_ref())? {
+            Found::Images(source, candidates) => (source, candidates),
+            Found::Files(files) => return Ok(vec![self.import_files(path, files, options, platform, progress)?]),
+        };
+        if !options.changes.is_empty() || options.message.is_some() {
+            return Err(source.bad("an image has a configuration; changes are for plain tars and directories"));
+        }
+        if let Some(name) = &options.name {
             candidates = vec![pick(&source, candidates, name)?];
         }
         let mut wanted: Vec<PlannedLayer> = Vec::new();
@@ -75,28 +144,42 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Option<Layer>> {
         self.require_writable()?;
-        let (source, candidates) = self.candidates(source)?;
+        let (path, format) = source.told();
+        let Found::Images(source, candidates) = self.candidates(path, format, None)? else { return Ok(None) };
         let found = candidates.iter().flat_map(|candidate| &candidate.layers).find(|layer| layer.diff_id == diff_id);
         let ingested = found.map(|planned| self.ingest_planned(&source, planned, progress)).transpose()?;
         Ok(ingested.map(|(layer, _hold)| layer))
     }
 
-    fn candidates(&self, source: &ImportSource) -> Result<(Source, Vec<Candidate>)> {
-        let open = |path: &Path| Source::open(self, path);
-        let (source, docker) = match source {
-            ImportSource::OciDir(path) | ImportSource::OciTar(path) => (open(path)?, false),
-            ImportSource::DockerTar(path) => (open(path)?, true),
-            ImportSource::Detect(path) => {
-                let source = open(path)?;
-                let layout = source.blob("index.json")?.is_some();
-                if !layout && (source.is_directory() || source.blob("manifest.json")?.is_none()) {
-                    return Err(source.bad("it is neither an OCI image layout nor from docker save"));
-                }
-                (source, !layout)
+    fn candidates(
+        self: &Arc<Store>,
+        path: &Path,
+        format: Option<ImportFormat>,
+        platform: Option<&Platform>,
+    ) -> Result<Found> {
+        match format {
+            Some(ImportFormat::Tar) => return Ok(Found::Files(Files::Tar)),
+            Some(ImportFormat::Dir) => return Ok(Found::Files(Files::Folder)),
+            _ => {}
+        }
+        let source = Source::open(self, path)?;
+        let format = match format {
+            Some(format) => format,
+            None if source.blob("index.json")?.is_some() => ImportFormat::Oci,
+            None if source.blob("oci-layout")?.is_some() => {
+                return Err(source.bad("it has an oci-layout, but no index.json"));
             }
+            None if source.is_directory() => ImportFormat::Dir,
+            None if source.blob("manifest.json")?.is_some() => ImportFormat::Docker,
+            None => ImportFormat::Tar,
         };
-        let candidates = if docker { docker::candidates(&source)? } else { oci::candidates(&source)? };
-        Ok((source, candidates))
+        let candidates = match format {
+            ImportFormat::Oci => oci::candidates(&source, platform.unwrap_or(&Platform::host()))?,
+            ImportFormat::Docker => docker::candidates(&source, platform)?,
+            ImportFormat::Tar => return Ok(Found::Files(Files::Tar)),
+            ImportFormat::Dir => return Ok(Found::Files(Files::Folder)),
+        };
+        Ok(Found::Images(source, candidates))
     }
 
     /// Takes in the layers and holds them.
@@ -144,7 +227,7 @@ impl Store {
     ) -> Result<(Layer, Hold)> {
         let name = layer.blob.map_or_else(|| layer.diff_id.to_string(), |blob| blob.to_string());
         let blob = source.blob(&layer.path)?;
-        let mut blob = blob.ok_or_else(|| source.bad(format!("layer {name}: {} is missing", layer.path)))?;
+        let blob = blob.ok_or_else(|| source.bad(format!("layer {name}: {} is missing", layer.path)))?;
         if layer.bytes.is_some_and(|bytes| bytes != blob.bytes) {
             let expected = layer.bytes.unwrap_or_default();
             let reason = format!("layer {name}: {} has {} bytes instead of {expected}", layer.path, blob.bytes);
@@ -159,11 +242,15 @@ impl Store {
             limits: Limits::default(),
             pin: None,
         };
-        self.ingest_held(&mut blob.reader, &options, progress)
+        self.ingest_held(&mut Wanted { reader: blob.reader, progress }, &options, progress)
     }
 
     /// Publishes manifests and configurations, and then the images.
-    fn name_images(self: &Arc<Store>, candidates: Vec<Candidate>, ingested: &[(Layer, Hold)]) -> Result<Vec<Image>> {
+    pub(super) fn name_images(
+        self: &Arc<Store>,
+        candidates: Vec<Candidate>,
+        ingested: &[(Layer, Hold)],
+    ) -> Result<Vec<Image>> {
         let mut staging = Staging::new(self, self.claims.hold())?;
         let mut images = Vec::new();
         let mut batch = Batch::new();
@@ -211,13 +298,17 @@ fn is_better_told((at, error): &(usize, &Error), (known_at, known): &(usize, Err
     (refused(error), at) < (refused(known), known_at)
 }
 
-/// The one image that is meant by `name`, with that name.
+/// The one image that is meant by `name`: with that name, or with the one it has itself.
 fn pick(source: &Source, mut candidates: Vec<Candidate>, name: &str) -> Result<Candidate> {
-    let at = if candidates.len() == 1 {
-        Some(0)
-    } else {
-        candidates.iter().position(|candidate| candidate.names.iter().any(|known| known == name))
-    };
+    let called =
+        |wanted: &str| candidates.iter().position(|candidate| candidate.names.iter().any(|known| known == wanted));
+    if let Some(at) = called(name) {
+        let mut candidate = candidates.swap_remove(at);
+        candidate.names = vec![name.to_owned()];
+        return Ok(candidate);
+    }
+    let new_name = Reference::new_name(name)?;
+    let at = if candidates.len() == 1 { Some(0) } else { called(&new_name) };
     let Some(at) = at else {
         let names: Vec<&str> = candidates.iter().flat_map(|candidate| &candidate.names).map(String::as_str).collect();
         return Err(source.bad(format!(
@@ -227,6 +318,21 @@ fn pick(source: &Source, mut candidates: Vec<Candidate>, name: &str) -> Result<C
         )));
     };
     let mut candidate = candidates.swap_remove(at);
-    candidate.names = vec![name.to_owned()];
+    candidate.names = vec![new_name];
     Ok(candidate)
+}
+
+/// An input that ends with an error when nobody waits for what becomes of it.
+pub(super) struct Wanted<'a, R> {
+    pub(super) reader: R,
+    pub(super) progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Wanted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.progress.is_abandoned() {
+            return Err(io::Error::other("nobody waits for the import any more"));
+        }
+        self.reader.read(buffer)
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use super::import::{Candidate, PlannedLayer};
+use super::platform::Platform;
 use super::source::Source;
 use crate::digest::{BlobDigest, DiffId, Digest};
 use crate::error::{Error, Result};
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 /// Indexes within indexes.
 const DEPTH_MAX: u32 = 4;
 
-const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+const NAMES: [&str; 3] = ["mica.image.name", "io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
 /// OCI image-spec, "OCI Content Descriptors".
 #[derive(Clone, Debug, Deserialize)]
@@ -23,13 +24,15 @@ pub(super) struct Descriptor {
     size: u64,
     #[serde(default)]
     annotations: HashMap<String, String>,
-    platform: Option<Platform>,
+    platform: Option<Told>,
 }
 
+/// The platform that a descriptor tells.
 #[derive(Clone, Debug, Deserialize)]
-struct Platform {
+struct Told {
     os: String,
     architecture: String,
+    variant: Option<String>,
 }
 
 /// An image index or an image manifest, whichever members are there.
@@ -47,6 +50,8 @@ pub(crate) struct Config {
     pub(super) os: String,
     #[serde(default)]
     pub(super) architecture: String,
+    #[serde(default)]
+    pub(super) variant: Option<String>,
     pub(super) created: Option<String>,
     pub(crate) rootfs: RootFs,
 }
@@ -57,23 +62,8 @@ pub(crate) struct RootFs {
     pub(crate) diff_ids: Vec<DiffId>,
 }
 
-/// This machine's architecture in Go's words, which images use.
-pub(super) fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-}
-
-fn fits(os: &str, architecture: &str) -> bool {
-    (os.is_empty() || os == "linux") && (architecture.is_empty() || architecture == host_architecture())
-}
-
-/// The images of a layout: of each name, the one for this machine.
-pub(super) fn candidates(source: &Source) -> Result<Vec<Candidate>> {
+/// The images of a layout: of each name, the one for this platform.
+pub(super) fn candidates(source: &Source, platform: &Platform) -> Result<Vec<Candidate>> {
     let index = source.document("index.json")?.ok_or_else(|| source.bad("it has no index.json"))?;
     let index: Document = parse(source, "index.json", &index)?;
     let manifests = index.manifests.ok_or_else(|| source.bad("its index.json lists no manifests"))?;
@@ -91,9 +81,9 @@ pub(super) fn candidates(source: &Source) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for (name, group) in groups {
         let mut others = Vec::new();
-        let chosen = choose(source, &group, DEPTH_MAX, &mut others)?.ok_or_else(|| {
+        let chosen = choose(source, &group, platform, DEPTH_MAX, &mut others)?.ok_or_else(|| {
             let found = if others.is_empty() { "nothing".into() } else { others.join(", ") };
-            source.bad(format!("it has no image for linux/{}, but {found}", host_architecture()))
+            source.bad(format!("it has no image for {platform}, but {found}"))
         })?;
         candidates.push(Candidate { names: name.into_iter().collect(), ..chosen });
     }
@@ -106,18 +96,19 @@ fn is_image(descriptor: &Descriptor) -> bool {
         && descriptor.platform.as_ref().is_none_or(|platform| platform.os != "unknown")
 }
 
-/// The first of the descriptors that leads to an image for this machine.
+/// The first of the descriptors that leads to an image for this platform.
 fn choose(
     source: &Source,
     descriptors: &[Descriptor],
+    platform: &Platform,
     depth: u32,
     others: &mut Vec<String>,
 ) -> Result<Option<Candidate>> {
     for descriptor in descriptors.iter().filter(|descriptor| is_image(descriptor)) {
-        if let Some(Platform { os, architecture }) = &descriptor.platform
-            && !fits(os, architecture)
+        if let Some(Told { os, architecture, variant }) = &descriptor.platform
+            && !platform.fits(os, architecture, variant.as_deref())
         {
-            others.push(format!("{os}/{architecture}"));
+            others.push(Platform::show(os, architecture, variant.as_deref()));
             continue;
         }
         let digest = Digest::parse(&descriptor.digest)?;
@@ -128,10 +119,10 @@ fn choose(
                 if depth == 0 {
                     return Err(source.bad("its indexes are nested too deep"));
                 }
-                choose(source, &nested, depth - 1, others)?
+                choose(source, &nested, platform, depth - 1, others)?
             }
             Document { config: Some(config), layers: Some(layers), .. } => {
-                image(source, (digest, bytes), &config, &layers, others)?
+                image(source, (digest, bytes), &config, &layers, platform, others)?
             }
             _ => return Err(source.bad(format!("{digest} is neither an index nor a manifest"))),
         };
@@ -147,13 +138,14 @@ fn image(
     manifest: (Digest, Vec<u8>),
     config: &Descriptor,
     layers: &[Descriptor],
+    platform: &Platform,
     others: &mut Vec<String>,
 ) -> Result<Option<Candidate>> {
     let config_digest = Digest::parse(&config.digest)?;
     let config_bytes = blob_document(source, config)?;
     let parsed: Config = parse(source, &config.digest, &config_bytes)?;
-    if !fits(&parsed.os, &parsed.architecture) {
-        others.push(format!("{}/{}", parsed.os, parsed.architecture));
+    if !platform.fits(&parsed.os, &parsed.architecture, parsed.variant.as_deref()) {
+        others.push(Platform::show(&parsed.os, &parsed.architecture, parsed.variant.as_deref()));
         return Ok(None);
     }
     if parsed.rootfs.diff_ids.len() != layers.len() {

@@ -71,13 +71,6 @@ struct Preface {
     long_link: Option<Vec<u8>>,
 }
 
-impl Preface {
-    /// Whether there is anything that means nothing without an entry behind it.
-    fn wants_entry(&self) -> bool {
-        self.extensions.is_some() || self.long_path.is_some() || self.long_link.is_some()
-    }
-}
-
 impl Entries {
     pub(super) fn new(stream: Stream) -> Entries {
         Entries { stream, ahead: None, count: 0 }
@@ -126,7 +119,7 @@ impl Entries {
         if !end {
             return Ok(block);
         }
-        if let Some(offset) = preface.offset.filter(|_| preface.wants_entry()) {
+        if let Some(offset) = preface.offset {
             return Err(Fault::bad(b"", offset, "the tar is truncated: an extended header without its entry"));
         }
         Ok(None)

@@ -7,12 +7,13 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mica_fs::diff::{write_diff, write_layer};
+use mica_fs::diff::write_diff;
 use mica_fs::keeper::Keeper;
 use mica_fs::lower::{Lower, TreeLower};
 use mica_fs::session::{MountOptions, Session};
 use mica_fs::{Below, Format, Objects, Union, Upper};
 use mica_layerdb::Store;
+use mica_layerdb::tar::write_tree;
 use mica_layerdb::tree::Tree;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
@@ -170,24 +171,92 @@ impl Mounter for FuseMounter {
     }
 
     fn write_changes(&self, lower: Arc<Tree>, folder: &Path, out: &mut dyn Write) -> Result<u64> {
-        // Another work folder than that of the mount, which may be in use.
-        match fs::create_dir(folder.join("look")) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::io(format!("create {}", folder.join("look").display()))(error));
-            }
-            _ => {}
-        }
-        let written = self.upper(folder, "look").and_then(|upper| write_diff(&self.lower(lower), &upper, out));
-        Ok(written.map_err(fs_error(format!("read the changes in {}", folder.display())))?.entries)
+        tell_changes(&self.objects, self.format, lower, folder, out)
     }
 
     fn write_layer(&self, layer: Arc<Tree>, out: &mut dyn Write) -> Result<()> {
-        let written = write_layer(&layer, &self.objects, out);
-        written.map(drop).map_err(fs_error(format!("tell layer {}", layer.name())))
+        let open = |id| {
+            let opened = self.objects.open(id);
+            opened.map_err(|error| mica_layerdb::Error::io(format!("open object {id}"))(error.errno().into()))
+        };
+        Ok(write_tree(&layer, &open, out).map(drop)?)
     }
 
     fn stop(&self) -> Result<()> {
         self.keeper().stop().map_err(fs_error("stop the keeper"))
+    }
+}
+
+/// Writes what a writable folder changes in `lower`; its mount may be in use.
+fn tell_changes(
+    objects: &Arc<Objects>,
+    format: Format,
+    lower: Arc<Tree>,
+    folder: &Path,
+    out: &mut dyn Write,
+) -> Result<u64> {
+    // Another work folder than that of the mount.
+    match fs::create_dir(folder.join("look")) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io(format!("create {}", folder.join("look").display()))(error));
+        }
+        _ => {}
+    }
+    let upper = Upper::open(&folder.join("upper"), &folder.join("look"), format).map(Upper::with_fresh_root);
+    let lower = TreeLower::new(lower, Arc::clone(objects));
+    let written = upper.and_then(|upper| write_diff(&lower, &upper, out));
+    Ok(written.map_err(fs_error(format!("read the changes in {}", folder.display())))?.entries)
+}
+
+/// Mounts nothing: tells what is in folders, for a store that no daemon serves.
+#[derive(Debug)]
+pub(crate) struct Unmounted {
+    objects: Arc<Objects>,
+    format: Format,
+}
+
+impl Unmounted {
+    pub(crate) fn new(store: &Store) -> Result<Unmounted> {
+        let objects = Objects::sealed(store.objects_path()).map_err(fs_error("seal the objects"))?;
+        Ok(Unmounted { objects: Arc::new(objects), format: Format::detect() })
+    }
+
+    fn refuse<T>() -> Result<T> {
+        Err(Error::Unavailable { reason: "no daemon serves this store".into() })
+    }
+}
+
+impl Mounter for Unmounted {
+    fn mountpoint(&self, number: u64) -> PathBuf {
+        PathBuf::from(number.to_string())
+    }
+
+    fn mount(&self, _plan: Plan) -> Result<Box<dyn Mounted>> {
+        Unmounted::refuse()
+    }
+
+    fn resume(&self, _plan: Plan) -> Result<Box<dyn Mounted>> {
+        Unmounted::refuse()
+    }
+
+    fn left(&self) -> Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
+
+    fn mountpoints(&self) -> Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
+
+    fn discard(&self, _number: u64) -> Result<()> {
+        Unmounted::refuse()
+    }
+
+    fn write_changes(&self, lower: Arc<Tree>, folder: &Path, out: &mut dyn Write) -> Result<u64> {
+        tell_changes(&self.objects, self.format, lower, folder, out)
+    }
+
+    fn stop(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -1,26 +1,47 @@
-//! A layer that is in the store, told again: taken in anew, it makes the same tree byte for byte.
+//! A tree told as a tar. That of a layer, taken in anew, makes the same tree byte for byte; that of a chain is what a
+//! container sees.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt as _;
 
-use mica_layerdb::tar::{Head, Kind, Writer};
-use mica_layerdb::tree::{Content, FileKind, Inode, Nid, Tree};
-use rustix::io::Errno;
-
-use super::{DEPTH_MAX, DiffStats, OPAQUE, PIECE, WHITEOUT};
+use super::{Head, Kind, Writer};
+use crate::digest::{Hasher, ObjectId};
 use crate::error::{Error, Result};
-use crate::lower::read_full;
-use crate::objects::Objects;
+use crate::tree::{Content, FileKind, Inode, Nid, Tree};
 
-/// Writes the layer that `tree` is of as an uncompressed tar. Its bytes are not those of the tar that it came from.
-pub fn write_layer(tree: &Tree, objects: &Objects, out: &mut dyn Write) -> Result<DiffStats> {
+/// Bytes of contents read at a time.
+const PIECE: usize = 256 << 10;
+/// Directories that can be in each other: a longer path is not the name of anything for a system call (`PATH_MAX`).
+const DEPTH_MAX: usize = 2048;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// What a tar that was told holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Its entries, whiteouts included.
+    pub entries: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Sockets and attributes that a tar can't hold.
+    pub left_out: u64,
+}
+
+/// Finds the file of an object.
+pub type OpenObject<'a> = &'a dyn Fn(ObjectId) -> Result<File>;
+
+/// Writes a tree as an uncompressed tar. Its bytes are not those of a tar that the tree came from.
+pub fn write_tree(tree: &Tree, objects: OpenObject<'_>, out: &mut dyn Write) -> Result<Told> {
     let mut export = Export {
         tree,
         objects,
         out: Writer::new(out),
         linked: HashMap::new(),
         buffer: vec![0; PIECE],
-        stats: DiffStats::default(),
+        stats: Told::default(),
     };
     let root = tree.inode(tree.root())?;
     let mut frames = vec![Vec::new()];
@@ -31,8 +52,8 @@ pub fn write_layer(tree: &Tree, objects: &Objects, out: &mut dyn Write) -> Resul
             continue;
         };
         if frames.len() == DEPTH_MAX {
-            let path = path.escape_ascii().to_string();
-            return Err(Error::Layer { path, reason: "is too deep".into(), errno: Errno::NAMETOOLONG });
+            let name = path.escape_ascii().to_string();
+            return Err(Error::InvalidNode { name, reason: "it is too deep in other directories" });
         }
         let inode = tree.inode(nid)?;
         if inode.kind == FileKind::Directory {
@@ -44,7 +65,7 @@ pub fn write_layer(tree: &Tree, objects: &Objects, out: &mut dyn Write) -> Resul
         }
     }
     let Export { out, mut stats, .. } = export;
-    stats.bytes = out.finish()?;
+    stats.bytes = out.finish().map_err(writing)?;
     Ok(stats)
 }
 
@@ -53,12 +74,12 @@ type Frame = Vec<(Vec<u8>, Nid)>;
 
 struct Export<'a> {
     tree: &'a Tree,
-    objects: &'a Objects,
+    objects: OpenObject<'a>,
     out: Writer<'a>,
     /// The first paths of files with several names.
     linked: HashMap<Nid, Box<[u8]>>,
     buffer: Vec<u8>,
-    stats: DiffStats,
+    stats: Told,
 }
 
 impl Export<'_> {
@@ -96,7 +117,7 @@ impl Export<'_> {
             if let Some(first) = self.linked.get(&inode.nid) {
                 let link = Head { path, kind: Kind::HardLink, link: first, size: 0, xattrs: &[], ..head(inode) };
                 self.stats.entries += 1;
-                return Ok(self.out.head(&link)?);
+                return self.out.head(&link).map_err(writing);
             }
             self.linked.insert(inode.nid, path.into());
         }
@@ -110,22 +131,26 @@ impl Export<'_> {
     fn regular(&mut self, inode: &Inode, path: &[u8]) -> Result<()> {
         self.head(inode, path, b"", inode.size)?;
         match self.tree.content(inode)? {
-            Content::Inline(bytes) => self.out.write(bytes)?,
+            Content::Inline(bytes) => self.out.write(bytes).map_err(writing)?,
             Content::Object(id) => {
-                let file = self.objects.open(id)?;
+                let file = (self.objects)(id)?;
+                let mut hasher = Hasher::new();
                 let mut at = 0;
                 while at < inode.size {
                     let wanted = usize::try_from(inode.size - at).unwrap_or(PIECE).min(PIECE);
-                    if read_full(&file, at, &mut self.buffer[..wanted])? < wanted {
-                        let reason = format!("object {id} is shorter than its tree says");
-                        return Err(Error::Unavailable { reason, errno: Errno::IO });
-                    }
-                    self.out.write(&self.buffer[..wanted])?;
+                    let piece = &mut self.buffer[..wanted];
+                    file.read_exact_at(piece, at).map_err(Error::io(format!("read object {id}")))?;
+                    hasher.update(piece);
+                    self.out.write(piece).map_err(writing)?;
                     at += wanted as u64;
+                }
+                let actual = hasher.finish();
+                if actual != id.0 {
+                    return Err(Error::DigestMismatch { what: format!("object {id}"), expected: id.0, actual });
                 }
             }
         }
-        Ok(self.out.pad(inode.size)?)
+        self.out.pad(inode.size).map_err(writing)
     }
 
     fn head(&mut self, inode: &Inode, path: &[u8], link: &[u8], size: u64) -> Result<()> {
@@ -140,13 +165,17 @@ impl Export<'_> {
         }
         xattrs.sort();
         self.stats.entries += 1;
-        Ok(self.out.head(&Head { path, link, size, xattrs: &xattrs, ..head(inode) })?)
+        self.out.head(&Head { path, link, size, xattrs: &xattrs, ..head(inode) }).map_err(writing)
     }
 
     fn mark(&mut self, path: &[u8]) -> Result<()> {
         self.stats.entries += 1;
-        Ok(self.out.head(&Head::mark(path))?)
+        self.out.head(&Head::mark(path)).map_err(writing)
     }
+}
+
+fn writing(error: io::Error) -> Error {
+    Error::io("write a tar")(error)
 }
 
 fn head(inode: &Inode) -> Head<'static> {
@@ -160,9 +189,10 @@ mod tests {
     use std::io::Cursor;
     use std::sync::Arc;
 
-    use mica_layerdb::{IngestOptions, Layer, Store};
-
     use super::*;
+    use crate::ingest::IngestOptions;
+    use crate::layer::Layer;
+    use crate::store::Store;
 
     fn entry(path: &[u8], kind: FileKind) -> Head<'_> {
         Head { path, kind: Kind::Inode(kind), mode: 0o751, uid: 3_000_000, gid: 7, ..Head::mark(path) }
@@ -208,11 +238,11 @@ mod tests {
     fn layer_told_again_makes_the_same_tree() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let objects = Objects::sealed(store.objects_path()).unwrap();
         let layer = ingest(&store, sample());
         let tell = |layer: &Layer| {
             let mut out = Vec::new();
-            let stats = write_layer(&store.layer_tree(layer.diff_id).unwrap(), &objects, &mut out).unwrap();
+            let stats =
+                write_tree(&store.layer_tree(layer.diff_id).unwrap(), &|id| store.open_object(id), &mut out).unwrap();
             assert_eq!((stats.bytes, stats.left_out), (out.len() as u64, 0));
             (stats, out)
         };
@@ -233,8 +263,7 @@ mod tests {
         for object in std::fs::read_dir(store.objects_path()).unwrap() {
             std::fs::remove_dir_all(object.unwrap().path()).unwrap();
         }
-        let objects = Objects::sealed(store.objects_path()).unwrap();
-        let error = write_layer(&tree, &objects, &mut Vec::new()).unwrap_err().to_string();
+        let error = write_tree(&tree, &|id| store.open_object(id), &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("object sha256:"), "{error}");
     }
 }
