@@ -10,9 +10,9 @@ mod snapshot;
 use clap::{Args, Parser, Subcommand};
 use mica_layerdb::Rate;
 
-pub use image::Image;
+pub use image::{Compression, Export, ExportFormat, Image, Import, ImportFormat};
 pub use layer::Layer;
-pub use snapshot::Snapshot;
+pub use snapshot::{Commit, Snapshot};
 
 /// A union filesystem and layer store for containers.
 #[derive(Debug, Parser)]

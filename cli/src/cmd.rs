@@ -1,6 +1,7 @@
 //! The verbs.
 
 mod df;
+mod diff;
 mod doctor;
 mod gc;
 pub mod helper;

@@ -3,6 +3,8 @@
 mod args;
 mod backend;
 mod cmd;
+mod interrupt;
+mod lines;
 mod mounts;
 mod output;
 mod sink;

@@ -83,16 +83,7 @@ pub fn short(digest: &str) -> String {
 
 /// Seconds since the epoch as UTC (RFC 3339).
 pub fn when(seconds: u64) -> String {
-    let (days, second) = (seconds / 86400, seconds % 86400);
-    // Days are counted from 0000-03-01 on, in eras of 400 years, so that the leap day is the last of its year.
-    let day = days + 719_468;
-    let (era, day) = (day / 146_097, day % 146_097);
-    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = (era * 400 + year + u64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+    mica_layerdb::image::rfc3339(seconds)
 }
 
 /// Starts the log, on standard error.

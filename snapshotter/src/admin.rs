@@ -1,6 +1,7 @@
 //! What people ask of a store, whether a daemon has it open or the command line itself.
 
 mod call;
+mod compare;
 mod images;
 mod layers;
 mod pins;
@@ -16,7 +17,8 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::snapshots::Snapshots;
 
-pub use call::Call;
+pub use call::{Call, CommitOptions};
+pub use compare::{Compared, DiffReport, HistoryLine, HistoryReport};
 pub use layers::{LayerReport, LayerUsers};
 pub(crate) use pins::prune;
 pub use pins::{ImageLock, MountableImage};
@@ -62,7 +64,11 @@ impl Admin {
     /// Does what is asked, writes the bytes that were asked for to `out`, and returns the rest of the answer as JSON.
     pub fn stream(&self, call: Call, progress: &dyn Progress, out: &mut dyn Write) -> Result<Value> {
         match call {
-            Call::ImageImport { source, name } => json(&self.import_image(source, name.as_deref(), progress)?),
+            Call::ImageImport { source, options } => json(&self.import_image(source, &options, progress)?),
+            Call::ImageExport { reference, options } => json(&self.export_image(&reference, &options, out, progress)?),
+            Call::ImageTag { reference, name } => json(&self.tag_image(&reference, &name)?),
+            Call::ImageHistory { reference, files } => json(&self.history(&reference, files, out)?),
+            Call::Diff { before, after, times } => json(&self.diff(&before, &after, times, out)?),
             Call::ImageLs => json(&self.store.images()?),
             Call::ImageShow { reference } => json(&ImageReport::of(&self.store, self.image(&reference)?)?),
             Call::ImageRm { reference } => json(&self.store.remove_image(&reference)?),
@@ -80,6 +86,8 @@ impl Admin {
                 Some((snapshots, _)) => SnapshotReport::of(snapshots, &key)?,
                 None => report::recorded_one(&self.store, &key)?,
             }),
+            Call::SnapshotDiff { key, times } => json(&self.diff_snapshot(&key, times, out)?),
+            Call::SnapshotCommit { key, options } => json(&self.commit_snapshot(&key, options)?),
             Call::Gc { dry_run, rate } => {
                 pins::prune(&self.store)?;
                 let stopped = || progress.is_abandoned() || self.is_ending();

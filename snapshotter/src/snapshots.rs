@@ -17,6 +17,7 @@ mod create;
 mod keys;
 mod labels;
 mod look;
+mod now;
 mod recover;
 mod remove;
 mod settle;
@@ -38,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use self::core::Core;
 use crate::error::{Error, Result};
 use crate::mounts::Mounter;
+pub(crate) use now::Now;
 
 /// How long a stop waits for mounts that are ending.
 const ENDING: Duration = Duration::from_secs(5);
@@ -238,6 +240,11 @@ impl Snapshots {
     /// Waits until a committed snapshot's changes are a layer. An error if they could not be made one so far.
     pub fn settle(&self, name: &str) -> Result<()> {
         self.core.wait_settled(name)
+    }
+
+    /// The layers that a snapshot would have if it were committed now; it stays as it is.
+    pub(crate) fn now(&self, key: &str) -> Result<Now> {
+        self.core.now(key)
     }
 
     /// Forgets what was counted, so that usage is counted anew.

@@ -1,8 +1,9 @@
 //! `mica snapshot`
 
-use mica_snapshotter::admin::{Call, SnapshotReport, SnapshotRow};
+use mica_layerdb::Image;
+use mica_snapshotter::admin::{Call, CommitOptions, SnapshotReport, SnapshotRow};
 
-use super::Context;
+use super::{Context, diff};
 use crate::backend::Backend;
 use crate::output::{Table, bytes, when};
 use crate::{Failure, args, output};
@@ -12,6 +13,8 @@ pub fn run(context: &Context, arguments: args::Snapshot) -> Result<(), Failure> 
     match arguments {
         args::Snapshot::Ls => list(context),
         args::Snapshot::Show { key } => show(context, key),
+        args::Snapshot::Diff { key, times } => diff::run(context, Call::SnapshotDiff { key, times }),
+        args::Snapshot::Commit(arguments) => commit(context, arguments),
     }
 }
 
@@ -52,6 +55,16 @@ fn show(context: &Context, key: String) -> Result<(), Failure> {
         output::line(&format!("{:<8} {label}={value}", "label"))?;
     }
     Ok(())
+}
+
+fn commit(context: &Context, arguments: args::Commit) -> Result<(), Failure> {
+    let args::Commit { key, name, base, author, message, changes } = arguments;
+    let options = CommitOptions { name, base, author, message, changes };
+    let image: Image = Backend::of(&context.root())?.call(Call::SnapshotCommit { key, options }, &())?;
+    if context.json {
+        return Ok(output::json(&image)?);
+    }
+    Ok(output::line(&format!("{} {}", image.name, image.manifest))?)
 }
 
 fn or_dash(text: String) -> String {

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use mica_layerdb::Rate;
+use mica_layerdb::image::ExportOptions;
+use mica_layerdb::{ImportOptions, Rate};
 use serde::{Deserialize, Serialize};
 
 /// What can be asked. As JSON: `{"verb": "image-show", "arguments": {"reference": "app:1"}}`.
@@ -13,8 +14,39 @@ pub enum Call {
     ImageImport {
         /// A folder or file on the machine of the store, absolute.
         source: PathBuf,
-        /// Name to give to the image.
-        name: Option<String>,
+        /// How.
+        #[serde(default)]
+        options: ImportOptions,
+    },
+    /// An image as data; answers [`mica_layerdb::image::Exported`].
+    ImageExport {
+        /// Name, digest or unique prefix of a digest.
+        reference: String,
+        /// How.
+        options: ExportOptions,
+    },
+    /// Give an image one more name; answers the image.
+    ImageTag {
+        /// Name, digest or unique prefix of a digest.
+        reference: String,
+        /// The new name.
+        name: String,
+    },
+    /// An image's history: [`super::HistoryReport`]; with files the data has a [`super::HistoryLine`] to a line.
+    ImageHistory {
+        /// Name, digest or unique prefix of a digest.
+        reference: String,
+        /// Whether the changes of the layers are told one by one.
+        files: bool,
+    },
+    /// How two images, snapshots or layers differ: [`super::DiffReport`]; the data has a change to a line.
+    Diff {
+        /// The first.
+        before: String,
+        /// The second.
+        after: String,
+        /// Whether a time of modification is a difference of its own.
+        times: bool,
     },
     /// All images.
     ImageLs,
@@ -54,6 +86,20 @@ pub enum Call {
         /// The engine's key.
         key: String,
     },
+    /// How a snapshot differs from what it builds upon: [`super::DiffReport`]; the data has a change to a line.
+    SnapshotDiff {
+        /// The engine's key.
+        key: String,
+        /// Whether a time of modification is a difference of its own.
+        times: bool,
+    },
+    /// Make an image of a snapshot, which stays as it is; answers the image.
+    SnapshotCommit {
+        /// The engine's key.
+        key: String,
+        /// The image to be.
+        options: CommitOptions,
+    },
     /// Collect garbage: [`mica_layerdb::GcReport`].
     Gc {
         /// Remove nothing.
@@ -75,4 +121,20 @@ pub enum Call {
     UmountAll,
     /// End the daemon. Mounts stay.
     Stop,
+}
+
+/// An image to be made of a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CommitOptions {
+    /// What to call it.
+    pub name: String,
+    /// The image that has the configuration, if the layers don't tell.
+    pub base: Option<String>,
+    /// Who makes it.
+    pub author: Option<String>,
+    /// A comment for the history.
+    pub message: Option<String>,
+    /// Instructions of a Dockerfile that change the configuration.
+    pub changes: Vec<String>,
 }

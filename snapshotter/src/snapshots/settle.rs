@@ -26,7 +26,7 @@ const LETTING_GO: Duration = Duration::from_secs(5);
 const GATHERED_BYTES: usize = 1 << 18;
 
 /// A layer made of changes, which garbage collection spares until the hold is dropped; `None` if nothing had changed.
-type Made = Option<(DiffId, Hold)>;
+pub(super) type Made = Option<(DiffId, Hold)>;
 
 impl Core {
     /// A thread that settles.
@@ -104,7 +104,7 @@ impl Core {
     }
 
     /// One thread writes the layer's tar into a pipe, this one takes it in.
-    fn ingest_changes(&self, name: &str, number: u64, lower: Arc<Tree>) -> Result<Made> {
+    pub(super) fn ingest_changes(&self, name: &str, number: u64, lower: Arc<Tree>) -> Result<Made> {
         let (reader, writer) = io::pipe().map_err(Error::io("make a pipe"))?;
         let outcome = Arc::new(OnceLock::new());
         let written = Arc::clone(&outcome);

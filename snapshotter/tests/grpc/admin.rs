@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use mica_layerdb::{Digest, Image, Progress};
+use mica_layerdb::{Digest, Image, ImportOptions, Progress};
 use mica_snapshotter::admin::{Call, ImageLock, ImageReport, MountableImage, StatusReport};
 use mica_snapshotter::client::Client;
 use mica_snapshotter::grpc::proto::mica::v1::CallRequest;
@@ -56,6 +56,10 @@ fn layout(path: &std::path::Path) -> String {
     layer["digest"].as_str().unwrap().to_owned()
 }
 
+fn named(name: &str) -> ImportOptions {
+    ImportOptions { name: Some(name.to_owned()), ..ImportOptions::default() }
+}
+
 fn call<T: serde::de::DeserializeOwned>(client: &Client, call: &Call) -> T {
     serde_json::from_value(client.call(call, &()).unwrap()).unwrap()
 }
@@ -67,7 +71,7 @@ fn image_is_imported_with_steps_and_shown_and_removed() {
     let source = serving.folder.path().join("layout");
     let layer = layout(&source);
     let heard = Heard::default();
-    let import = Call::ImageImport { source: source.clone(), name: Some("app:1".into()) };
+    let import = Call::ImageImport { source: source.clone(), options: named("app:1") };
     let images: Vec<Image> = serde_json::from_value(client.call(&import, &heard).unwrap()).unwrap();
     assert_eq!(images.len(), 1);
     assert_eq!(images[0].name, "app:1");
@@ -94,7 +98,7 @@ fn image_that_is_mounted_survives_its_removal_and_a_collection() {
     let client = Client::at(&serving.config.socket).unwrap();
     let source = serving.folder.path().join("layout");
     layout(&source);
-    client.call(&Call::ImageImport { source, name: Some("app:1".into()) }, &()).unwrap();
+    client.call(&Call::ImageImport { source, options: named("app:1") }, &()).unwrap();
     let lock = ImageLock::take(&serving.config.root).unwrap();
     let ask = Call::ImageMount { reference: "app:1".into(), lock: lock.id().to_owned() };
     let mountable: MountableImage = call(&client, &ask);
@@ -118,7 +122,7 @@ fn image_can_not_be_mounted_under_a_lock_that_nobody_holds() {
     let client = Client::at(&serving.config.socket).unwrap();
     let source = serving.folder.path().join("layout");
     layout(&source);
-    client.call(&Call::ImageImport { source, name: Some("app:1".into()) }, &()).unwrap();
+    client.call(&Call::ImageImport { source, options: named("app:1") }, &()).unwrap();
     for lock in ["", "1-2", "../../FORMAT", "a"] {
         let ask = Call::ImageMount { reference: "app:1".into(), lock: lock.into() };
         let error = client.call(&ask, &()).unwrap_err();
@@ -140,7 +144,7 @@ fn status_says_who_serves() {
 fn import_by_a_relative_path_is_refused() {
     let serving = Serving::start();
     let client = Client::at(&serving.config.socket).unwrap();
-    let import = Call::ImageImport { source: "layout".into(), name: None };
+    let import = Call::ImageImport { source: "layout".into(), options: ImportOptions::default() };
     assert!(client.call(&import, &()).unwrap_err().to_string().contains("absolute"));
 }
 
