@@ -81,6 +81,11 @@ pub fn short(digest: &str) -> String {
     digest.rsplit(':').next().unwrap_or(digest).chars().take(12).collect()
 }
 
+/// What progress is told of: a layer by its digest, anything else by its name.
+fn label(name: &str) -> String {
+    if name.starts_with("sha256:") { format!("layer {}", short(name)) } else { name.to_owned() }
+}
+
 /// Seconds since the epoch as UTC (RFC 3339).
 pub fn when(seconds: u64) -> String {
     mica_layerdb::image::rfc3339(seconds)
@@ -130,7 +135,7 @@ impl ImportProgress {
         if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}") {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_message(short(name));
+        bar.set_message(label(name));
         bar
     }
 }
@@ -158,7 +163,7 @@ impl Progress for ImportProgress {
         bar.finish();
         if self.bars.is_none() {
             let what = if known { "there already".to_owned() } else { bytes(read) };
-            complain(&format!("layer {}: {what}", short(name)));
+            complain(&format!("{}: {what}", label(name)));
         }
     }
 }

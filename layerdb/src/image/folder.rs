@@ -23,6 +23,8 @@ const PIECE: usize = 256 << 10;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Longest list of attributes' names, and longest value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR_MAX: usize = 64 << 10;
+/// Enough for the names of most files.
+const XATTRS_USUAL: usize = 512;
 
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -224,15 +226,17 @@ impl Walk<'_> {
     }
 
     fn xattrs_of(&mut self, path: &str) -> Result<Xattrs> {
-        match rustix::fs::listxattr(path, &mut [0_u8; 0]) {
-            Ok(0) => return Ok(Vec::new()),
-            Ok(_) => {}
+        let mut list = vec![0_u8; XATTRS_USUAL];
+        let mut listed = rustix::fs::listxattr(path, &mut list[..]);
+        if listed == Err(Errno::RANGE) {
+            list.resize(XATTR_MAX, 0);
+            listed = rustix::fs::listxattr(path, &mut list[..]);
+        }
+        let length = match listed {
+            Ok(length) => length,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
             Err(errno) => return Err(self.io("list attributes of", errno)),
-        }
-        let mut list = vec![0_u8; XATTR_MAX];
-        let length =
-            rustix::fs::listxattr(path, &mut list[..]).map_err(|errno| self.io("list attributes of", errno))?;
+        };
         let mut xattrs = Vec::new();
         for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             // Labels that belong to the host are no part of a layer.
