@@ -12,7 +12,7 @@ rocksdb-env = ROCKSDB_LIB_DIR="$$(scripts/rocksdb --path)"
 cargo = $(rocksdb-env) cargo
 flags = --release --workspace --locked
 
-.PHONY: help run test check bench build setup rocksdb images fmt clean
+.PHONY: help run test check bench build setup rocksdb images bench-images fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ check: rocksdb ## formatting, lints, fast tests
 	$(cargo) clippy $(flags) --all-targets -- --deny warnings
 	$(cargo) test $(flags) --lib --bins
 
-bench: setup build images ## Mica against containerd's overlayfs snapshotter
+bench: setup build images bench-images ## Mica against containerd's overlayfs snapshotter; BENCH='--only ingest' for one part
 	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" $(BENCH)
 
 build: rocksdb ## the programs
@@ -43,6 +43,9 @@ rocksdb: ## librocksdb.a, once
 
 images: ## the test images, once
 	@scripts/images >/dev/null
+
+bench-images: ## the images of benchmarks, once
+	@scripts/bench-images >/dev/null
 
 fmt: ## format the sources
 	cargo fmt --all

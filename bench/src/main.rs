@@ -1,8 +1,10 @@
 //! Side-by-side figures: every workload on every subject, interleaved, in one run on one machine.
 //!
-//! `subject/<name>.rs` is who is measured, `workload/<name>.rs` what is done; `report` keeps machine and command with
-//! the samples.
+//! `subject/<name>.rs` is who is measured, `workload/<name>.rs` what is done; `ingest` compares ways into a store, which
+//! begin with an empty one; `report` keeps machine and command with the samples.
 
+mod ingest;
+mod process;
 mod report;
 mod subject;
 mod workload;
@@ -56,7 +58,13 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result {
     let mut report = Report::of_this_machine()?;
+    if wanted(arguments, "ingest") {
+        ingest::measure(arguments.repetitions, &mut report)?;
+    }
     for engine in &arguments.engines {
+        if !workload::all().iter().any(|workload| wanted(arguments, workload.name())) {
+            break;
+        }
         let version = match engine {
             Engine::Old => Version::V1_6,
             Engine::New => Version::V1_7,
@@ -64,7 +72,7 @@ fn measure(arguments: &Arguments) -> Result {
         let scene = Scene::new(version)?;
         let image = scene.publish("station")?;
         for workload in workload::all() {
-            if arguments.only.as_ref().is_some_and(|text| !workload.name().contains(text.as_str())) {
+            if !wanted(arguments, workload.name()) {
                 continue;
             }
             tell(&format!("{}: {}, {} times", version.name(), workload.name(), arguments.repetitions));
@@ -82,6 +90,10 @@ fn measure(arguments: &Arguments) -> Result {
     std::fs::write(&output, serde_json::to_vec_pretty(&report)?).context(output.display())?;
     tell(&format!("samples: {}", output.display()));
     Ok(())
+}
+
+fn wanted(arguments: &Arguments, name: &str) -> bool {
+    arguments.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
 }
 
 /// One workload on every subject, in turn; who comes first changes from round to round.
@@ -103,7 +115,7 @@ fn interleave(
                 let at = if let Some(at) = rows.iter().position(|row| row.what == what) {
                     at
                 } else {
-                    rows.push(Row::new(version.name(), what, &names));
+                    rows.push(Row::new(version.name(), what, "ms", &names));
                     rows.len() - 1
                 };
                 rows[at].add(subject.name(), took);
@@ -114,6 +126,7 @@ fn interleave(
     Ok(rows)
 }
 
-fn tell(text: &str) {
+/// Says how it goes.
+pub(crate) fn tell(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

@@ -10,7 +10,7 @@ use mica_tests::wait::SOON;
 use mica_tests::{Context as _, Result};
 use serde::Serialize;
 
-/// Samples of one measurement, in milliseconds.
+/// Samples of one measurement.
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// The engine.
@@ -19,23 +19,47 @@ pub struct Row {
     pub what: &'static str,
     /// Subjects in order; the first is the one that others are compared with.
     pub subjects: Vec<&'static str>,
+    /// What the samples count.
+    pub unit: &'static str,
     /// Every sample, in the order taken.
-    pub milliseconds: BTreeMap<&'static str, Vec<f64>>,
+    pub samples: BTreeMap<&'static str, Vec<f64>>,
+}
+
+/// A ratio or amount that a measurement should not exceed.
+#[derive(Debug, Serialize)]
+pub struct Goal {
+    /// What.
+    pub what: String,
+    /// As measured.
+    pub found: f64,
+    /// At most.
+    pub goal: f64,
 }
 
 impl Row {
     /// Without samples.
-    pub fn new(engine: &'static str, what: &'static str, subjects: &[&'static str]) -> Row {
-        Row { engine, what, subjects: subjects.to_vec(), milliseconds: BTreeMap::new() }
+    pub fn new(engine: &'static str, what: &'static str, unit: &'static str, subjects: &[&'static str]) -> Row {
+        Row { engine, what, subjects: subjects.to_vec(), unit, samples: BTreeMap::new() }
     }
 
-    /// Adds a sample.
+    /// Adds a sample in milliseconds.
     pub fn add(&mut self, subject: &'static str, took: Duration) {
-        self.milliseconds.entry(subject).or_default().push(took.as_secs_f64() * 1000.0);
+        self.add_number(subject, took.as_secs_f64() * 1000.0);
     }
 
-    fn median(&self, subject: &str) -> f64 {
-        let mut samples = self.milliseconds.get(subject).cloned().unwrap_or_default();
+    /// Adds a sample in the row's unit.
+    pub fn add_number(&mut self, subject: &'static str, number: f64) {
+        self.samples.entry(subject).or_default().push(number);
+    }
+
+    /// The least of a subject's samples.
+    pub fn least(&self, subject: &str) -> f64 {
+        self.range(subject).0
+    }
+
+    /// The middle one of a subject's samples, or between the middle two; no number if there are none.
+    pub fn median(&self, subject: &str) -> f64 {
+        let mut samples = self.samples.get(subject).cloned().unwrap_or_default();
         samples.sort_by(f64::total_cmp);
         match samples.len() {
             0 => f64::NAN,
@@ -45,7 +69,7 @@ impl Row {
     }
 
     fn range(&self, subject: &str) -> (f64, f64) {
-        let samples = self.milliseconds.get(subject).map(Vec::as_slice).unwrap_or_default();
+        let samples = self.samples.get(subject).map(Vec::as_slice).unwrap_or_default();
         samples.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &at| (low.min(at), high.max(at)))
     }
 }
@@ -69,6 +93,8 @@ pub struct Report {
     pub load_after: String,
     /// Measurements.
     pub rows: Vec<Row>,
+    /// What is compared with a goal.
+    pub goals: Vec<Goal>,
 }
 
 impl Report {
@@ -96,6 +122,7 @@ impl Report {
             load_before: load()?,
             load_after: String::new(),
             rows: Vec::new(),
+            goals: Vec::new(),
         })
     }
 
@@ -114,28 +141,47 @@ impl Report {
             self.date, self.kernel, self.processors, self.filesystem, self.load_before, self.load_after
         );
         let _ = writeln!(text, "`{}`\n", self.command.join(" "));
-        let subjects = self.rows.first().map(|row| row.subjects.clone()).unwrap_or_default();
-        let peer = subjects.first().copied().unwrap_or_default();
-        let _ = write!(text, "| engine | what |");
-        for subject in &subjects {
-            let _ = write!(text, " {subject}, ms |");
+        for rows in self.rows.chunk_by(|one, next| one.subjects == next.subjects) {
+            tabulate(&mut text, rows);
         }
-        for subject in subjects.iter().skip(1) {
-            let _ = write!(text, " {subject} / {peer} |");
-        }
-        let _ = writeln!(text, "\n|---|---|{}", "--:|".repeat((2 * subjects.len()).saturating_sub(1)));
-        for row in &self.rows {
-            let _ = write!(text, "| {} | {} |", row.engine, row.what);
-            for subject in &subjects {
-                let (low, high) = row.range(subject);
-                let _ = write!(text, " {:.0} ({low:.0}-{high:.0}) |", row.median(subject));
+        if !self.goals.is_empty() {
+            let _ = writeln!(text, "\n| what | found | goal |\n|---|--:|--:|");
+            for Goal { what, found, goal } in &self.goals {
+                let _ = writeln!(text, "| {what} | {found:.3} | {goal} |");
             }
-            for subject in subjects.iter().skip(1) {
-                let _ = write!(text, " {:.2} |", row.median(subject) / row.median(peer));
-            }
-            let _ = writeln!(text);
         }
         text
+    }
+}
+
+/// Rows of the same subjects.
+fn tabulate(text: &mut String, rows: &[Row]) {
+    let subjects = rows.first().map(|row| row.subjects.clone()).unwrap_or_default();
+    let peer = subjects.first().copied().unwrap_or_default();
+    let _ = write!(text, "\n| engine | what |");
+    for subject in &subjects {
+        let _ = write!(text, " {subject} |");
+    }
+    for subject in subjects.iter().skip(1) {
+        let _ = write!(text, " {subject} / {peer} |");
+    }
+    let _ = writeln!(text, "\n|---|---|{}", "--:|".repeat((2 * subjects.len()).saturating_sub(1)));
+    for row in rows {
+        let _ = write!(text, "| {} | {}, {} |", row.engine, row.what, row.unit);
+        for subject in &subjects {
+            let (low, high) = row.range(subject);
+            let _ = match row.median(subject) {
+                none if none.is_nan() => write!(text, " |"),
+                median => write!(text, " {median:.0} ({low:.0}-{high:.0}) |"),
+            };
+        }
+        for subject in subjects.iter().skip(1) {
+            let _ = match row.median(subject) / row.median(peer) {
+                none if none.is_nan() => write!(text, " |"),
+                ratio => write!(text, " {ratio:.2} |"),
+            };
+        }
+        let _ = writeln!(text);
     }
 }
 
@@ -150,7 +196,7 @@ mod tests {
 
     #[test]
     fn median_of_odd_and_even_numbers_of_samples() {
-        let mut row = Row::new("engine", "what", &["a"]);
+        let mut row = Row::new("engine", "what", "ms", &["a"]);
         for milliseconds in [5, 1, 9] {
             row.add("a", Duration::from_millis(milliseconds));
         }

@@ -76,6 +76,14 @@ pub fn images() -> Result<PathBuf> {
     Ok(PathBuf::from(printed.text().trim_end()))
 }
 
+/// The OCI layout of the images that benchmarks take in: `workshop` and `annex`. Built by `scripts/bench-images` if
+/// they are not yet.
+pub fn bench_images() -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/bench-images");
+    let printed = command::succeed(&mut Command::new(script), 20 * wait::LATER)?;
+    Ok(PathBuf::from(printed.text().trim_end()))
+}
+
 /// A name that no other session and no other scene uses, for engines' namespaces and what is named after them.
 pub fn unique_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

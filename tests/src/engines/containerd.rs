@@ -113,6 +113,11 @@ impl Containerd {
         self.version
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.service.pid()
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         Containerd::socket_in(&self.folder)

@@ -127,6 +127,12 @@ impl Containerd {
         self.logged(&["run", "--rm", "--snapshotter", snapshotter], &[&[image, &id], words].concat())
     }
 
+    /// Runs a container whose root is the folder `rootfs`, to its end, whatever comes of it.
+    pub fn try_run_in(&self, rootfs: &Path, words: &[&str]) -> Result<Output> {
+        let (id, rootfs) = (self.new_id(), rootfs.display().to_string());
+        self.logged(&["run", "--rm", "--rootfs"], &[&[rootfs.as_str(), &id], words].concat())
+    }
+
     /// [`Containerd::try_run_on`] this engine's snapshotter; it must succeed.
     pub fn run(&self, image: &str, words: &[&str]) -> Result<Output> {
         let done = self.try_run_on(self.snapshotter.name(), image, words)?.success();
