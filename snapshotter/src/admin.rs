@@ -82,9 +82,9 @@ impl Admin {
                 Some((snapshots, _)) => SnapshotRow::all(snapshots)?,
                 None => report::recorded(&self.store)?,
             }),
-            Call::SnapshotShow { key } => json(&match &self.daemon {
-                Some((snapshots, _)) => SnapshotReport::of(snapshots, &key)?,
-                None => report::recorded_one(&self.store, &key)?,
+            Call::SnapshotShow { key } => json(&match (&self.daemon, self.key(&key)?) {
+                (Some((snapshots, _)), key) => SnapshotReport::of(snapshots, &key)?,
+                (None, key) => report::recorded_one(&self.store, &key)?,
             }),
             Call::SnapshotDiff { key, times } => json(&self.diff_snapshot(&key, times, out)?),
             Call::SnapshotCommit { key, options } => json(&self.commit_snapshot(&key, options)?),

@@ -3,6 +3,7 @@
 mod commit;
 mod containers;
 mod harness;
+mod images;
 mod layers;
 mod podman;
 mod removal;

@@ -9,12 +9,12 @@ pub enum Snapshot {
     Ls,
     /// Show one snapshot.
     Show {
-        /// The engine's key.
+        /// The engine's key, or the end of it after a slash: for containerd the name of the container.
         key: String,
     },
     /// Tell what a snapshot has changed in what it builds upon.
     Diff {
-        /// The engine's key.
+        /// The engine's key, or the end of it after a slash: for containerd the name of the container.
         key: String,
         /// Count a time of modification as a difference.
         #[arg(long)]
@@ -27,7 +27,7 @@ pub enum Snapshot {
 /// `mica snapshot commit`
 #[derive(Debug, Args)]
 pub struct Commit {
-    /// The engine's key.
+    /// The engine's key, or the end of it after a slash: for containerd the name of the container.
     pub key: String,
     /// Name of the image; without a tag it gets `latest`.
     #[arg(long, value_name = "REF")]

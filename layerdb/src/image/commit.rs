@@ -9,7 +9,7 @@ use super::config::{Document, Step, rfc3339};
 use super::import::Candidate;
 use super::oci::{Config, RootFs};
 use super::{Image, Reference};
-use crate::digest::{DiffId, Digest};
+use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::{Error, Result};
 use crate::ingest::unix_seconds;
 use crate::store::Store;
@@ -23,6 +23,9 @@ pub struct Commit {
     pub layers: Vec<DiffId>,
     /// How many of them it was built upon: an image with these has the configuration.
     pub below: usize,
+    /// The stacks of layers that engines say it was built upon, the nearest first. They find the image if the store has
+    /// other layers of the same content, since they were unpacked through a mount.
+    pub chains: Vec<ChainId>,
     /// The image that has the configuration, if its layers don't tell.
     pub base: Option<String>,
     /// Who makes it.
@@ -59,7 +62,7 @@ impl Store {
         let created = rfc3339(unix_seconds());
         document.set_created(&created, commit.author.as_deref());
         document.set_layers(&commit.layers);
-        self.tell_history(&mut document, commit, &base, &created);
+        tell_history(&mut document, commit, &base, &created);
         let config = document.bytes();
         let held = commit
             .layers
@@ -99,6 +102,15 @@ impl Store {
         found.retain(|image| image.layers.len() == most && most > 0);
         let bad = |reason: String| Err(Error::BadCommit { name: commit.name.clone(), reason });
         if found.is_empty() {
+            let images = self.images()?;
+            let by_chain = |chain: &ChainId| {
+                let named = images.iter().filter(|image| ChainId::of(&image.layers) == Some(*chain));
+                let named: Vec<Image> = named.cloned().collect();
+                (!named.is_empty()).then_some(named)
+            };
+            found = commit.chains.iter().find_map(by_chain).unwrap_or_default();
+        }
+        if found.is_empty() {
             return bad("no image in the store has the layers it is built upon: \
                  name the image whose configuration it is to have with --base"
                 .to_owned());
@@ -114,27 +126,6 @@ impl Store {
         Ok(found.swap_remove(0))
     }
 
-    /// A history that doesn't speak of just the base's layers would be wrong for the new image's.
-    fn tell_history(&self, document: &mut Document, commit: &Commit, base: &Image, created: &str) {
-        let known = commit.layers.starts_with(&base.layers) && document.history_layers() == base.layers.len();
-        let upon = if known { base.layers.len() } else { 0 };
-        if !known {
-            document.clear_history();
-        }
-        let made = commit.layers.len() > commit.below;
-        let unknown = Step { created, created_by: "unknown", author: None, comment: None, empty_layer: false };
-        for _ in upon..commit.below {
-            document.add_step(&unknown);
-        }
-        document.add_step(&Step {
-            created,
-            created_by: &commit.created_by,
-            author: commit.author.as_deref(),
-            comment: commit.message.as_deref(),
-            empty_layer: !made,
-        });
-    }
-
     /// The base's blobs are the new image's; what was added has never been one, and is told as the tar that it is.
     fn manifest_upon(&self, base: &Image, config: &(Digest, Vec<u8>), commit: &Commit) -> Result<Vec<u8>> {
         let manifest: Value = serde_json::from_slice(&self.image_manifest(base)?).unwrap_or_default();
@@ -142,17 +133,16 @@ impl Store {
         let mut layers = Vec::new();
         for (at, diff_id) in commit.layers.iter().enumerate() {
             let same = known.len() == base.layers.len() && base.layers.get(at) == Some(diff_id);
-            match known.get(at).filter(|_| same) {
-                Some(descriptor) => layers.push(as_oci(descriptor)),
-                None => {
-                    let layer = self.layer(*diff_id)?.ok_or(Error::NoLayer { diff_id: *diff_id })?;
-                    layers.push(json!({
-                        "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                        "digest": diff_id,
-                        "size": layer.tar_bytes,
-                    }));
-                }
+            if let Some(descriptor) = known.get(at).filter(|_| same) {
+                layers.push(as_oci(descriptor));
+                continue;
             }
+            let layer = self.layer(*diff_id)?.ok_or(Error::NoLayer { diff_id: *diff_id })?;
+            layers.push(json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": diff_id,
+                "size": layer.tar_bytes,
+            }));
         }
         let manifest = json!({
             "schemaVersion": 2,
@@ -166,6 +156,29 @@ impl Store {
         });
         Ok(manifest.to_string().into_bytes())
     }
+}
+
+/// A history that doesn't speak of just the base's layers would be wrong for the new image's.
+fn tell_history(document: &mut Document, commit: &Commit, base: &Image, created: &str) {
+    let is_chain = commit.chains.iter().any(|chain| ChainId::of(&base.layers) == Some(*chain));
+    let same_layers = commit.layers.starts_with(&base.layers) || is_chain && commit.below == base.layers.len();
+    let known = same_layers && document.history_layers() == base.layers.len();
+    let upon = if known { base.layers.len() } else { 0 };
+    if !known {
+        document.clear_history();
+    }
+    let made = commit.layers.len() > commit.below;
+    let unknown = Step { created, created_by: "unknown", author: None, comment: None, empty_layer: false };
+    for _ in upon..commit.below {
+        document.add_step(&unknown);
+    }
+    document.add_step(&Step {
+        created,
+        created_by: &commit.created_by,
+        author: commit.author.as_deref(),
+        comment: commit.message.as_deref(),
+        empty_layer: !made,
+    });
 }
 
 /// A layer's descriptor with OCI's media type for docker's.

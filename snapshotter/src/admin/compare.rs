@@ -1,6 +1,7 @@
 //! What is asked of differences and of history.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use mica_layerdb::diff::{Change, DiffOptions, Stack, Summary, diff};
 use mica_layerdb::image::HistoryStep;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Admin;
 use crate::error::{Error, Result};
 use crate::snapshots::Now;
+use crate::store::Rows;
 
 /// Two things that were compared; the changes came as data, one JSON object to a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +88,7 @@ impl Admin {
     }
 
     pub(super) fn diff_snapshot(&self, key: &str, times: bool, out: &mut dyn Write) -> Result<DiffReport> {
+        let key = &self.key(key)?;
         let now = self.now(key)?;
         let kind = "snapshot".to_owned();
         let parent = Compared { kind: "parent".to_owned(), name: format!("below {key}"), layers: now.below.clone() };
@@ -113,18 +116,41 @@ impl Admin {
 
     /// The snapshot as it is now.
     pub(super) fn now(&self, key: &str) -> Result<Now> {
+        let key = self.key(key)?;
         match &self.daemon {
-            Some((snapshots, _)) => snapshots.now(key),
-            None => Now::of_store(&self.store, key),
+            Some((snapshots, _)) => snapshots.now(&key),
+            None => Now::of_store(&self.store, &key),
         }
+    }
+
+    /// The snapshot that a person means: the one of this key, or the only one whose key ends with it after a slash.
+    /// containerd keeps the snapshot of container `web` as `NAMESPACE/NUMBER/web`.
+    pub(super) fn key(&self, text: &str) -> Result<String> {
+        let rows = Rows::open(Arc::clone(&self.store))?;
+        if rows.get(text)?.is_some() {
+            return Ok(text.to_owned());
+        }
+        let mut found = Vec::new();
+        rows.each(|key, _| {
+            if key.strip_suffix(text).is_some_and(|rest| rest.ends_with('/')) {
+                found.push(key.to_owned());
+            }
+        })?;
+        if found.len() > 1 {
+            return Err(mica_layerdb::Error::Ambiguous { name: text.to_owned(), matches: found }.into());
+        }
+        found.pop().filter(|_| !text.is_empty()).ok_or_else(|| Error::NoSnapshot { key: text.to_owned() })
     }
 
     fn side(&self, text: &str) -> Result<Side> {
         if let Some(image) = self.store.image(text)? {
             return Ok(Side::Image(image));
         }
-        match self.now(text) {
-            Ok(now) => return Ok(Side::Snapshot(text.to_owned(), now)),
+        match self.key(text) {
+            Ok(key) => {
+                let now = self.now(&key)?;
+                return Ok(Side::Snapshot(key, now));
+            }
             Err(Error::NoSnapshot { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use mica_layerdb::image::{Commit, ExportOptions, Exported};
-use mica_layerdb::{Image, ImportOptions, Progress};
+use mica_layerdb::{ChainId, Image, ImportOptions, Progress};
 
 use super::{Admin, CommitOptions};
 use crate::error::{Error, Result};
@@ -45,7 +45,20 @@ impl Admin {
         let below = now.layers.len() - now.written;
         let created_by = format!("mica snapshot commit {key}");
         let layers = now.layers.clone();
-        Ok(self.store.commit_image(&Commit { name, layers, below, base, author, message, created_by, changes })?)
+        // containerd calls the snapshot of an image's layer by the chain of layers that it ends: `NAMESPACE/7/sha256:...`.
+        let chain = |name: &String| ChainId::parse(name.rsplit('/').next()?).ok();
+        let chains = now.ancestors.iter().filter_map(chain).collect();
+        Ok(self.store.commit_image(&Commit {
+            name,
+            layers,
+            below,
+            chains,
+            base,
+            author,
+            message,
+            created_by,
+            changes,
+        })?)
     }
 
     pub(super) fn image(&self, reference: &str) -> Result<Image> {

@@ -19,6 +19,8 @@ pub(crate) struct Now {
     pub(crate) layers: Vec<DiffId>,
     /// How many of them are made of what was written into it.
     pub(crate) written: usize,
+    /// The names of its parent, of that one's parent, and so on.
+    pub(crate) ancestors: Vec<String>,
     _holds: Vec<Hold>,
 }
 
@@ -41,7 +43,17 @@ impl Core {
                 written = 1;
             }
         }
-        Ok(Now { below, layers, written, _holds: holds })
+        Ok(Now { below, layers, written, ancestors: self.ancestors(&record)?, _holds: holds })
+    }
+
+    fn ancestors(&self, record: &Record) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut next = record.parent.clone();
+        while !next.is_empty() {
+            let parent = self.record(&next)?.parent;
+            names.push(std::mem::replace(&mut next, parent));
+        }
+        Ok(names)
     }
 
     /// Nobody settles anything here.

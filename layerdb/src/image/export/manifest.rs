@@ -67,7 +67,7 @@ impl Described {
         let described = self.document.get("layers").and_then(Value::as_array);
         let layers = layers.iter().enumerate().map(|(at, (layer, encoding))| {
             let known = self.layers.get(at).and(described).and_then(|described| described.get(at));
-            self.descriptor(known, self.layers.get(at).map(|known| known.digest), layer, *encoding)
+            described_blob(known, self.layers.get(at).map(|known| known.digest), layer, *encoding)
         });
         document.insert("layers".into(), layers.collect());
         let annotations = document.entry("annotations").or_insert_with(|| json!({}));
@@ -79,33 +79,28 @@ impl Described {
             reason: format!("its manifest can't be written: {error}"),
         })
     }
+}
 
-    fn descriptor(
-        &self,
-        known: Option<&Value>,
-        original: Option<Digest>,
-        layer: &ExportedLayer,
-        encoding: Encoding,
-    ) -> Value {
-        let remade = layer.blob == BlobState::Remade;
-        let mut annotations = match known.map(|known| &known["annotations"]) {
-            Some(Value::Object(annotations)) => annotations.clone(),
-            _ => Map::new(),
-        };
-        if remade {
-            annotations.retain(|key, _| !OF_THE_BLOB.iter().any(|prefix| key.starts_with(prefix)));
-            if let Some(original) = original {
-                annotations.insert("mica.blob.original".into(), json!(original));
-            }
+/// A layer's descriptor in an export.
+fn described_blob(known: Option<&Value>, original: Option<Digest>, layer: &ExportedLayer, encoding: Encoding) -> Value {
+    let remade = layer.blob == BlobState::Remade;
+    let mut annotations = match known.map(|known| &known["annotations"]) {
+        Some(Value::Object(annotations)) => annotations.clone(),
+        _ => Map::new(),
+    };
+    if remade {
+        annotations.retain(|key, _| !OF_THE_BLOB.iter().any(|prefix| key.starts_with(prefix)));
+        if let Some(original) = original {
+            annotations.insert("mica.blob.original".into(), json!(original));
         }
-        annotations.insert("mica.blob".into(), json!(layer.blob));
-        json!({
-            "mediaType": encoding.media_type(),
-            "digest": layer.digest,
-            "size": layer.bytes,
-            "annotations": annotations,
-        })
     }
+    annotations.insert("mica.blob".into(), json!(layer.blob));
+    json!({
+        "mediaType": encoding.media_type(),
+        "digest": layer.digest,
+        "size": layer.bytes,
+        "annotations": annotations,
+    })
 }
 
 /// `index.json` of a layout with one image.
