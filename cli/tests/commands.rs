@@ -178,7 +178,12 @@ fn image_goes_through_its_life() {
     assert!(place.good(&["gc", "--dry-run"]).starts_with("would remove 0 layers"));
     place.good(&["image", "rm", "app:2"]);
     assert!(place.good(&["gc", "--dry-run"]).starts_with("would remove 1 layers"));
-    assert_eq!(place.json(&["gc"])["layer_trees"]["count"], 1);
+    let layer = place.json(&["layer", "ls"])[0]["diff_id"].as_str().unwrap().to_owned();
+    assert!(place.good(&["gc", "--explain", &layer]).ends_with("  nothing: goes at the next collection\n"));
+    assert_eq!(place.json(&["gc", "--explain", &layer])["found"][0]["kept"], false);
+    assert!(place.bad(&["gc", "--explain", &"0".repeat(64)], 1).contains("there is no object"));
+    assert!(place.bad(&["gc", "--rate", "fast"], 2).contains("is no rate"));
+    assert_eq!(place.json(&["gc", "--rate", "1G"])["layer_trees"]["count"], 1);
     assert_eq!(place.json(&["layer", "ls"]), json!([]));
     assert_eq!(place.bad(&["image", "show", "app:1"], 1), "mica: there is no image app:1\n");
 }

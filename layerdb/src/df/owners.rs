@@ -27,6 +27,9 @@ const WORK: Owner = u32::MAX;
 /// Members of sets made of other sets. Beyond that, what several sets have is handed out one by one.
 const MEMBERS_MAX: usize = 1 << 20;
 
+/// Manifests and configurations, with who has them.
+pub(super) type Documents = Vec<(u64, Set)>;
+
 /// Who has which layers and chain trees.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -50,7 +53,7 @@ pub(super) struct Ledger {
 }
 
 /// Reads images and pins; returns also the images' manifests and configurations, with who has them.
-pub(super) fn read(store: &Store) -> Result<(Index, Ledger, Vec<(u64, Set)>)> {
+pub(super) fn read(store: &Store) -> Result<(Index, Ledger, Documents)> {
     let mut built = HashSet::new();
     store.db().each_json(Family::Chains, |_, chain: Chain| {
         built.extend(ChainId::of(&chain.layers).map(|id| short(id.0)));

@@ -26,7 +26,7 @@ impl Gc<'_> {
                 self.report.snapshots += Tally { count: 1, ..size };
                 self.pace.check()
             } else {
-                self.remove_folder(path)
+                self.remove_folder(&path)
             };
             match removed {
                 Ok(()) => {}
@@ -40,11 +40,11 @@ impl Gc<'_> {
         Ok(())
     }
 
-    fn remove_folder(&mut self, top: PathBuf) -> Result<(), Halt> {
+    fn remove_folder(&mut self, top: &Path) -> Result<(), Halt> {
         let store = self.store;
         let disk = store.disk();
         let failed = |path: &Path| Error::io(format!("remove {}", store.root().join(path).display()));
-        let mut pending = vec![(top.clone(), false)];
+        let mut pending = vec![(top.to_path_buf(), false)];
         while let Some((mut path, emptied)) = pending.pop() {
             let Some(stat) = disk::stat(disk, &path).map_err(failed(&path))? else { continue };
             let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();

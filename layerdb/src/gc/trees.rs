@@ -90,7 +90,9 @@ impl Gc<'_> {
                 batch.delete(Family::System, damage::layer_key(*diff_id).as_bytes());
             }
             frozen.commit(batch)?;
-            gone.iter().for_each(|diff_id| self.store.forget_layer_tree(*diff_id));
+            for diff_id in &gone {
+                self.store.forget_layer_tree(*diff_id);
+            }
         }
         Ok(gone)
     }

@@ -211,7 +211,9 @@ mod tests {
         let ids: Vec<ObjectId> = (0..100_u32).map(|at| ObjectId(Digest::of(&at.to_le_bytes()))).collect();
         for some in ids.chunks(7) {
             let hold = claims.hold();
-            some.iter().for_each(|id| hold.object(*id, || ()));
+            for id in some {
+                hold.object(*id, || ());
+            }
             hold.layer(DiffId(some[0].0), || ());
         }
         let unclaimed = collection.lock();
