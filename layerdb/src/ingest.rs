@@ -9,7 +9,7 @@
 //!
 //! Contents are read once and never held whole: memory is bounded by the chunks in flight, by files of up to 1 MiB
 //! that are gathered, and by the tree's metadata, which has a limit of its own. A zstd frame may ask for a window of
-//! up to [`Limits::zstd_window_log`].
+//! up to [`Limits::zstd_window_log`](crate::Limits::zstd_window_log).
 //!
 //! Whatever goes wrong, the temporary directory is removed and no record is written. Objects that were published
 //! before the failure stay until garbage collection; nothing names them.
@@ -36,6 +36,7 @@ use crossbeam_channel::{Receiver, bounded};
 use crate::digest::{BlobDigest, DiffId, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::{self, Layer};
+use crate::limits::Limits;
 use crate::object::Staging;
 use crate::recipe::{Recorded, Recorder};
 use crate::store::{Batch, Family, Hold, Store};
@@ -60,53 +61,6 @@ pub enum Compression {
     Zstd,
 }
 
-/// What a layer may cost before it is refused.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Entries.
-    pub entries: u64,
-    /// Bytes of names, link targets and extended attributes: these are held in memory.
-    pub metadata_bytes: u64,
-    /// Bytes of the uncompressed tar.
-    pub tar_bytes: u64,
-    /// Bytes of file contents, holes included.
-    pub content_bytes: u64,
-    /// Times that the tar may be larger than its compressed form, once it is larger than
-    /// [`Limits::expansion_free_bytes`].
-    pub expansion: u64,
-    /// Bytes of tar that are never too much for their compressed form.
-    pub expansion_free_bytes: u64,
-    /// Logarithm of the largest zstd window in bytes; that much memory may be used by a layer that asks for it.
-    pub zstd_window_log: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            entries: 4 << 20,
-            metadata_bytes: 512 << 20,
-            tar_bytes: 512 << 30,
-            content_bytes: 512 << 30,
-            expansion: 200,
-            expansion_free_bytes: 8 << 30,
-            zstd_window_log: 27,
-        }
-    }
-}
-
-impl Limits {
-    /// Says what is wrong if `tar_bytes` are too many for `read_bytes` of compressed ones.
-    fn check_expansion(&self, read_bytes: u64, tar_bytes: u64) -> Result<(), String> {
-        if tar_bytes > self.tar_bytes {
-            return Err(format!("over {} bytes of tar", self.tar_bytes));
-        }
-        if tar_bytes > self.expansion_free_bytes && tar_bytes / self.expansion > read_bytes {
-            return Err(format!("{read_bytes} bytes expand to over {tar_bytes}: {} times is allowed", self.expansion));
-        }
-        Ok(())
-    }
-}
-
 /// How a layer is to be taken in.
 #[derive(Clone, Debug, Default)]
 pub struct IngestOptions {
@@ -118,8 +72,8 @@ pub struct IngestOptions {
     pub expect_blob: Option<BlobDigest>,
     /// What to call the layer in errors and progress.
     pub name: String,
-    /// What it may cost.
-    pub limits: Limits,
+    /// What it may cost; the store's limits if `None`.
+    pub limits: Option<Limits>,
     /// Key of a row of [`Family::Pins`] to which the layer is added in the commit that makes it visible.
     pub pin: Option<Vec<u8>>,
 }
@@ -275,6 +229,10 @@ impl Ingest<'_> {
         Ok((layer, staging.into_hold()))
     }
 
+    fn limits(&self) -> &Limits {
+        self.options.limits.as_ref().unwrap_or(&self.store.options().limits)
+    }
+
     /// Runs the threads.
     fn read(
         &self,
@@ -284,6 +242,7 @@ impl Ingest<'_> {
         recorder: Recorder,
     ) -> Result<(Grown, Pumped, DiffId)> {
         let options = self.options;
+        let limits = self.limits();
         let (to_hash, hashed) = bounded(CHUNKS_QUEUED);
         let (to_parse, parsed) = bounded(CHUNKS_QUEUED);
         let (give_back, spare) = bounded(CHUNKS_QUEUED);
@@ -292,10 +251,10 @@ impl Ingest<'_> {
         thread::scope(|scope| {
             let pumping = scope.spawn(move || {
                 let outlet = Outlet { readers: [to_hash, to_parse], spare };
-                pump(counted, options.compression, &options.limits, &outlet)
+                pump(counted, options.compression, limits, &outlet)
             });
             let hashing = scope.spawn(move || hash(&hashed, &give_back_hashed));
-            let grown = self.grow(Entries::new(Stream::new(parsed, give_back, recorder)), staging, builder);
+            let grown = self.grow(Entries::new(Stream::new(parsed, give_back, recorder), limits), staging, builder);
             let pumped = join(pumping.join())?;
             let diff_id = DiffId(join(hashing.join())?);
             let grown = grown.map_err(|fault| fault.into_error(&options.name))?;
@@ -303,8 +262,8 @@ impl Ingest<'_> {
         })
     }
 
-    fn grow(&self, mut entries: Entries, staging: &mut Staging, builder: Builder) -> Result<Grown, Fault> {
-        let mut plant = Plant::new(builder, &self.options.limits);
+    fn grow(&self, mut entries: Entries<'_>, staging: &mut Staging, builder: Builder) -> Result<Grown, Fault> {
+        let mut plant = Plant::new(builder, self.limits());
         while let Some(entry) = entries.next()? {
             plant.add(entry, &mut entries, staging)?;
         }

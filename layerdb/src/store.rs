@@ -26,6 +26,7 @@ use crate::chain::Chains;
 use crate::digest::DiffId;
 use crate::disk::{self, Appender, Disk, RealDisk};
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use claims::Claims;
 pub use claims::Hold;
 pub use db::{Batch, Db, Family, Row};
@@ -43,6 +44,8 @@ const LOCK: &str = "lock";
 pub struct StoreOptions {
     /// Compare the digest of a tree file with the recorded one each time it is opened.
     pub verify_trees: bool,
+    /// What layers and images may cost. They must pass [`Limits::check`].
+    pub limits: Limits,
     /// What writes to the root go through; the real disk if `None`.
     pub disk: Option<Arc<dyn Disk>>,
     /// Objects of one layer that are published together; 16,384 if `None`.

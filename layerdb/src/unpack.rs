@@ -135,7 +135,9 @@ impl Unpack<'_> {
                 return Err(self.bad(format!("an extended header of {own} bytes")));
             }
             let records = self.read(own.next_multiple_of(BLOCK as u64) as usize)?;
-            extensions.read(&records[..own as usize]).map_err(|reason| self.bad(reason))?;
+            extensions
+                .read(&records[..own as usize], &crate::limits::Limits::default())
+                .map_err(|reason| self.bad(reason))?;
         }
     }
 

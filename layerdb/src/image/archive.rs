@@ -11,17 +11,15 @@ use super::source::Slice;
 use crate::error::Error;
 use crate::ingest::header::Header;
 use crate::ingest::pax::Extensions;
+use crate::limits::{Limits, over, shortened};
 
 const BLOCK: u64 = 512;
-
-/// Entries of an archive of images; each takes memory.
-const ENTRIES_MAX: usize = 1 << 20;
 
 /// Links followed to find a file.
 const LINKS_MAX: usize = 8;
 
-/// Longest extended header.
-const EXTENSION_MAX: u64 = 1 << 20;
+/// Memory counted for an entry beside its names.
+const ENTRY_BYTES: u64 = 96;
 
 /// A tar, and where the contents of its entries lie.
 #[derive(Debug)]
@@ -52,7 +50,7 @@ impl Unreadable {
             Unreadable::Io(error) => Error::io(format!("read {}", path.display()))(error),
             Unreadable::Bad { offset, reason } => Error::BadImage {
                 path: path.to_path_buf(),
-                reason: format!("it is no tar that can be read: at offset {offset}: {reason}"),
+                reason: format!("it is no tar that can be read: at offset {offset}: {}", shortened(reason)),
             },
         }
     }
@@ -66,9 +64,9 @@ impl From<io::Error> for Unreadable {
 
 impl Archive {
     /// Reads all headers.
-    pub(super) fn index(file: File) -> Result<Archive, Unreadable> {
+    pub(super) fn index(file: File, limits: &Limits) -> Result<Archive, Unreadable> {
         let bytes = file.metadata()?.len();
-        let mut scan = Scan { file: &file, bytes, at: 0, entries: HashMap::new() };
+        let mut scan = Scan { file: &file, limits, bytes, at: 0, entries: HashMap::new(), metadata_bytes: 0 };
         while scan.next()? {}
         let entries = scan.entries;
         Ok(Archive { file: Arc::new(file), entries })
@@ -89,9 +87,12 @@ impl Archive {
 
 struct Scan<'a> {
     file: &'a File,
+    limits: &'a Limits,
     bytes: u64,
     at: u64,
     entries: HashMap<Vec<u8>, Located>,
+    /// Memory that these take, about.
+    metadata_bytes: u64,
 }
 
 impl Scan<'_> {
@@ -99,6 +100,7 @@ impl Scan<'_> {
     fn next(&mut self) -> Result<bool, Unreadable> {
         let mut extensions = Extensions::default();
         let mut long = (None, None);
+        let mut extended = 0;
         loop {
             if self.at == self.bytes {
                 return Ok(false);
@@ -112,8 +114,15 @@ impl Scan<'_> {
             }
             let header = Header::parse(&block).map_err(bad)?;
             let own = u64::try_from(header.size().map_err(bad)?).map_err(|_| bad("a negative size".into()))?;
+            if matches!(header.kind(), b'x' | b'X' | b'L' | b'K' | b'g') {
+                extended = own.saturating_add(extended);
+                if extended > self.limits.extension_bytes {
+                    let limit = over("extension_bytes", self.limits.extension_bytes, "bytes of extended headers");
+                    return Err(bad(format!("an extended header of {own} bytes: {limit}")));
+                }
+            }
             match header.kind() {
-                b'x' | b'X' => extensions.read(&self.extension(own)?).map_err(bad)?,
+                b'x' | b'X' => extensions.read(&self.extension(own)?, self.limits).map_err(bad)?,
                 b'L' => long.0 = Some(until_nul(self.extension(own)?)),
                 b'K' => long.1 = Some(until_nul(self.extension(own)?)),
                 b'g' => drop(self.extension(own)?),
@@ -130,9 +139,16 @@ impl Scan<'_> {
                         _ => None,
                     };
                     self.skip(if matches!(kind, b'0' | 0 | b'7' | b'S') { size } else { 0 })?;
+                    if path.len() as u64 > self.limits.name_bytes || link.len() as u64 > self.limits.name_bytes {
+                        return Err(bad(over("name_bytes", self.limits.name_bytes, "bytes of a name")));
+                    }
+                    self.metadata_bytes += (path.len() + link.len()) as u64 + ENTRY_BYTES;
+                    if self.metadata_bytes > self.limits.metadata_bytes {
+                        return Err(bad(over("metadata_bytes", self.limits.metadata_bytes, "bytes of names")));
+                    }
                     self.entries.extend(located.map(|located| (path, located)));
-                    if self.entries.len() > ENTRIES_MAX {
-                        return Err(bad(format!("over {ENTRIES_MAX} entries")));
+                    if self.entries.len() as u64 > self.limits.archive_entries {
+                        return Err(bad(over("archive_entries", self.limits.archive_entries, "entries")));
                     }
                     return Ok(true);
                 }
@@ -150,11 +166,8 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// The caller has bounded `bytes`.
     fn extension(&mut self, bytes: u64) -> Result<Vec<u8>, Unreadable> {
-        if bytes > EXTENSION_MAX {
-            let reason = format!("an extended header of {bytes} bytes, over {EXTENSION_MAX}");
-            return Err(Unreadable::Bad { offset: self.at, reason });
-        }
         let mut extension = vec![0; bytes as usize];
         self.read(&mut extension)?;
         self.skip_padding(bytes);

@@ -49,6 +49,7 @@ fn candidate(source: &Source, item: Item) -> Result<Candidate> {
         return Err(Error::DigestMismatch { what: item.config, expected, actual });
     }
     let parsed: Config = oci::parse(source, &item.config, &config)?;
+    source.require_layers(item.layers.len())?;
     if parsed.rootfs.diff_ids.len() != item.layers.len() {
         let (ids, count) = (parsed.rootfs.diff_ids.len(), item.layers.len());
         return Err(source.bad(format!("manifest.json has {count} layers, {} has {ids}", item.config)));

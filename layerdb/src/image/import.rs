@@ -15,7 +15,7 @@ use super::source::Source;
 use super::{Image, ImportSource, Platform, Reference, docker, oci};
 use crate::digest::{BlobDigest, DiffId, Digest, ObjectId};
 use crate::error::{Error, Result};
-use crate::ingest::{Compression, IngestOptions, Limits, Progress, unix_seconds};
+use crate::ingest::{Compression, IngestOptions, Progress, unix_seconds};
 use crate::layer::Layer;
 use crate::object::Staging;
 use crate::store::{Batch, Family, Hold, Store};
@@ -239,7 +239,7 @@ impl Store {
             expect_diff_id: Some(layer.diff_id),
             expect_blob: layer.blob,
             name,
-            limits: Limits::default(),
+            limits: None,
             pin: None,
         };
         self.ingest_held(&mut Wanted { reader: blob.reader, progress }, &options, progress)

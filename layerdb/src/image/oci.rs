@@ -148,6 +148,7 @@ fn image(
         others.push(Platform::show(&parsed.os, &parsed.architecture, parsed.variant.as_deref()));
         return Ok(None);
     }
+    source.require_layers(layers.len())?;
     if parsed.rootfs.diff_ids.len() != layers.len() {
         let (ids, count) = (parsed.rootfs.diff_ids.len(), layers.len());
         return Err(source.bad(format!("manifest {} has {count} layers, its configuration {ids}", manifest.0)));

@@ -1,26 +1,29 @@
 //! The files of an image that is imported: in a directory, or in a tar that is never unpacked.
 
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::archive::Archive;
 use crate::error::{Error, Result};
+use crate::limits::{Limits, over, shortened};
 use crate::store::Store;
-
-/// Longest manifest, index or configuration.
-const DOCUMENT_MAX: u64 = 8 << 20;
 
 /// A place with files.
 #[derive(Debug)]
 pub(super) struct Source {
     path: PathBuf,
     place: Place,
+    limits: Limits,
+    /// Documents read so far, and their bytes.
+    documents: AtomicU64,
+    documents_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub(super) struct Blob {
 impl Source {
     /// Opens a directory, or a tar, which may be compressed.
     pub(super) fn open(store: &Store, path: &Path) -> Result<Source> {
+        let limits = store.options().limits.clone();
         let action = || format!("open {}", path.display());
         let opened = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::io(action())(error.into()))?;
@@ -47,9 +51,10 @@ impl Source {
             Place::Directory(opened)
         } else {
             let file = plain(store, File::from(opened), path)?;
-            Place::Archive(Archive::index(file).map_err(|error| error.at(path))?)
+            Place::Archive(Archive::index(file, &limits).map_err(|error| error.at(path))?)
         };
-        Ok(Source { path: path.to_path_buf(), place })
+        let (documents, documents_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Source { path: path.to_path_buf(), place, limits, documents, documents_bytes })
     }
 
     pub(super) fn is_directory(&self) -> bool {
@@ -91,13 +96,34 @@ impl Source {
     /// Reads a small file. `None` if there is none.
     pub(super) fn document(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(blob) = self.blob(name)? else { return Ok(None) };
-        if blob.bytes > DOCUMENT_MAX {
-            return Err(self.bad(format!("{name} has {} bytes, over {DOCUMENT_MAX}", blob.bytes)));
+        let limits = &self.limits;
+        let refused = |limit: String| self.bad(format!("{} has {} bytes: {limit}", shortened(name.into()), blob.bytes));
+        if blob.bytes > limits.document_bytes {
+            return Err(refused(over("document_bytes", limits.document_bytes, "bytes of a document")));
+        }
+        // What they say is kept: a few documents that name each other a million times must not be read as often.
+        if self.documents.fetch_add(1, Ordering::Relaxed) >= limits.documents {
+            return Err(refused(over("documents", limits.documents, "documents")));
+        }
+        if self.documents_bytes.fetch_add(blob.bytes, Ordering::Relaxed) + blob.bytes > limits.documents_bytes {
+            return Err(refused(over("documents_bytes", limits.documents_bytes, "bytes of all documents")));
         }
         let mut bytes = Vec::new();
-        let mut reader = blob.reader.take(DOCUMENT_MAX);
+        let mut reader = blob.reader.take(limits.document_bytes);
         reader.read_to_end(&mut bytes).map_err(Error::io(format!("read {name} in {}", self.path.display())))?;
         Ok(Some(bytes))
+    }
+}
+
+impl Source {
+    /// Refuses an image of too many layers.
+    pub(super) fn require_layers(&self, count: usize) -> Result<()> {
+        if count as u64 > self.limits.layers {
+            return Err(
+                self.bad(format!("an image has {count} layers, {}", over("layers", self.limits.layers, "layers")))
+            );
+        }
+        Ok(())
     }
 }
 
@@ -105,16 +131,38 @@ impl Source {
 fn plain(store: &Store, mut file: File, path: &Path) -> Result<File> {
     let action = || format!("read {}", path.display());
     let mut magic = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut magic).map_err(Error::io(action()))?;
+    Read::by_ref(&mut file).take(4).read_to_end(&mut magic).map_err(Error::io(action()))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(action()))?;
+    let limits = &store.options().limits;
+    let packed_bytes = file.metadata().map_err(Error::io(action()))?.len();
     let mut decoder: Box<dyn Read> = match magic.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(file)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(file).map_err(Error::io(action()))?),
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            let mut decoder = zstd::stream::read::Decoder::new(file).map_err(Error::io(action()))?;
+            decoder.window_log_max(limits.zstd_window_log).map_err(Error::io(action()))?;
+            Box::new(decoder)
+        }
         _ => return Ok(file),
     };
+    let bad = |reason: String| Error::BadImage { path: path.to_path_buf(), reason };
     let mut plain = store.appender(store.scratch()?);
-    io::copy(&mut decoder, &mut plain).map_err(Error::io(format!("decompress {}", path.display())))?;
-    Ok(plain.into_file())
+    let mut buffer = vec![0; 256 << 10];
+    let mut written = 0;
+    loop {
+        let some = match decoder.read(&mut buffer) {
+            Ok(0) => return Ok(plain.into_file()),
+            Ok(some) => some,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // The system's errors have numbers, the decoder's have none.
+            Err(error) if error.raw_os_error().is_none() => {
+                return Err(bad(format!("it can't be decompressed: {error}")));
+            }
+            Err(error) => return Err(Error::io(action())(error)),
+        };
+        written += some as u64;
+        limits.check_expansion(packed_bytes, written).map_err(bad)?;
+        plain.write_all(&buffer[..some]).map_err(Error::io(format!("decompress {}", path.display())))?;
+    }
 }
 
 /// A part of a file, read from its own position.

@@ -6,11 +6,11 @@ use crate::object::Staging;
 use crate::tree::{Body, INLINE_MAX};
 
 /// Reads the contents of the entry that was returned last.
-pub(super) fn read(entry: &Entry, entries: &mut Entries, staging: &mut Staging) -> Result<Body> {
+pub(super) fn read(entry: &Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<Body> {
     if entry.size <= INLINE_MAX { inline(entry, entries) } else { object(entry, entries, staging) }
 }
 
-fn inline(entry: &Entry, entries: &mut Entries) -> Result<Body> {
+fn inline(entry: &Entry, entries: &mut Entries<'_>) -> Result<Body> {
     let mut bytes = Vec::with_capacity(entry.size as usize);
     entries.contents(entry, |piece| {
         match piece {
@@ -22,7 +22,7 @@ fn inline(entry: &Entry, entries: &mut Entries) -> Result<Body> {
     Ok(Body::Inline(bytes))
 }
 
-fn object(entry: &Entry, entries: &mut Entries, staging: &mut Staging) -> Result<Body> {
+fn object(entry: &Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<Body> {
     let mut writer = staging.begin()?;
     entries.contents(entry, |piece| {
         match piece {

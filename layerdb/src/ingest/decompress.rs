@@ -6,9 +6,10 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::stream::{Broken, CHUNK, Item};
-use super::{Compression, Limits, Progress};
+use super::{Compression, Progress};
 use crate::digest::{Digest, Hasher};
 use crate::layer::BlobCompression;
+use crate::limits::Limits;
 
 /// Enough of a stream to recognise its compression.
 const MAGIC_BYTES: usize = 6;

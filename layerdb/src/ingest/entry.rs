@@ -5,11 +5,9 @@ use super::header::{Header, is_header};
 use super::pax::Extensions;
 use super::sparse::{self, Segment};
 use super::stream::{BLOCK, Stream};
+use crate::limits::{Limits, over};
 use crate::recipe::Recorder;
 use crate::tree::{NodeId, Timestamp};
-
-/// Longest extended header, long name or long link: as long as Go's archive/tar, which all engines use, takes.
-const EXTENSION_MAX: u64 = 1 << 20;
 
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +53,9 @@ pub(super) enum Piece<'a> {
 
 /// Reads entry after entry. Before the next is asked for, the contents of one are taken with [`Entries::contents`] and
 /// [`Entries::placed`], or passed over with [`Entries::skip_contents`].
-pub(super) struct Entries {
+pub(super) struct Entries<'a> {
     stream: Stream,
+    limits: &'a Limits,
     /// A block that was looked at and belongs to the next entry.
     ahead: Option<[u8; BLOCK]>,
     count: u64,
@@ -69,11 +68,13 @@ struct Preface {
     extensions: Option<Extensions>,
     long_path: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
+    /// Bytes of all of these so far.
+    bytes: u64,
 }
 
-impl Entries {
-    pub(super) fn new(stream: Stream) -> Entries {
-        Entries { stream, ahead: None, count: 0 }
+impl<'a> Entries<'a> {
+    pub(super) fn new(stream: Stream, limits: &'a Limits) -> Entries<'a> {
+        Entries { stream, limits, ahead: None, count: 0 }
     }
 
     /// Entries returned so far.
@@ -133,15 +134,18 @@ impl Entries {
         }
         let bad = |reason: String| Fault::bad(b"", offset, reason);
         let size = u64::try_from(header.size().map_err(bad)?).map_err(|_| bad("a negative size".into()))?;
-        if size > EXTENSION_MAX {
-            return Err(bad(format!("an extended header of {size} bytes, over {EXTENSION_MAX}")));
+        // One after the other before one entry, they add up.
+        preface.bytes = preface.bytes.saturating_add(size);
+        if preface.bytes > self.limits.extension_bytes {
+            let limit = over("extension_bytes", self.limits.extension_bytes, "bytes of extended headers");
+            return Err(bad(format!("an extended header of {size} bytes: {limit}")));
         }
         let mut bytes = self.stream.take(size)?;
         self.stream.pad(size)?;
         match kind {
             // Engines that unpack with Go's archive/tar, which is all of them, apply nothing of it.
-            b'g' => Extensions::default().read(&bytes).map_err(bad)?,
-            b'x' | b'X' => preface.extensions.get_or_insert_default().read(&bytes).map_err(bad)?,
+            b'g' => Extensions::default().read(&bytes, self.limits).map_err(bad)?,
+            b'x' | b'X' => preface.extensions.get_or_insert_default().read(&bytes, self.limits).map_err(bad)?,
             b'L' | b'K' => {
                 bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
                 let target = if kind == b'L' { &mut preface.long_path } else { &mut preface.long_link };
@@ -191,12 +195,12 @@ impl Entries {
         if kind != EntryKind::File {
             self.skip_needless(&mut entry)?;
         } else if header.kind() == b'S' {
-            let (map, real_size) = sparse::read_gnu(header, &mut self.stream)?;
+            let (map, real_size) = sparse::read_gnu(header, &mut self.stream, self.limits.segments)?;
             entry.size = real_size;
             entry.sparse = Some(map);
         } else if extensions.sparse.is_sparse() {
             if extensions.sparse.major.unwrap_or(0) >= 1 {
-                let (map, bytes) = sparse::read_pax_1_0(&mut self.stream, size)?;
+                let (map, bytes) = sparse::read_pax_1_0(&mut self.stream, size, self.limits.segments)?;
                 entry.stored -= bytes;
                 entry.sparse_map_bytes = bytes;
                 entry.sparse = Some(map);

@@ -1,6 +1,7 @@
 //! What stops an ingest.
 
 use crate::error::Error;
+use crate::limits::shortened;
 
 /// Why an ingest can't go on.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Fault {
     pub(super) fn into_error(self, layer: &str) -> Error {
         match self {
             Fault::Bad { entry, offset, reason } => {
-                Error::BadLayer { layer: layer.to_owned(), entry: shown(&entry), offset, reason }
+                Error::BadLayer { layer: layer.to_owned(), entry: shown(&entry), offset, reason: shortened(reason) }
             }
             Fault::Store(error) => error,
         }

@@ -1,6 +1,8 @@
 //! Records of PAX extended headers (pax(1), "pax Extended Header"), and what star and GNU tar keep in them.
 
+use super::fault::shown;
 use super::sparse::Segment;
+use crate::limits::{Limits, over};
 use crate::tree::Timestamp;
 
 /// What extended headers say about an entry. `None`: nothing.
@@ -41,18 +43,18 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 
 impl Extensions {
     /// Adds the records of one extended header; later records win.
-    pub(crate) fn read(&mut self, mut records: &[u8]) -> Result<(), String> {
+    pub(crate) fn read(&mut self, mut records: &[u8], limits: &Limits) -> Result<(), String> {
         while !records.is_empty() {
             let Record { key, value, rest } = split(records)?;
-            self.set(key, value).map_err(|reason| format!("PAX record {}: {reason}", key.escape_ascii()))?;
+            self.set(key, value, limits).map_err(|reason| format!("PAX record {}: {reason}", shown(key)))?;
             records = rest;
         }
         Ok(())
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+    fn set(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<(), String> {
         if let Some(name) = key.strip_prefix(XATTR) {
-            return self.set_xattr(name, value);
+            return self.set_xattr(name, value, limits);
         }
         // An empty value takes back what an earlier record said.
         let given = !value.is_empty();
@@ -68,24 +70,32 @@ impl Extensions {
             b"SCHILY.realsize" if given => self.sparse.real_size = Some(unsigned(value)?),
             _ => {
                 if let Some(field) = key.strip_prefix(b"GNU.sparse.") {
-                    self.set_sparse(field, value)?;
+                    self.set_sparse(field, value, limits)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn set_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+    fn set_xattr(&mut self, name: &[u8], value: &[u8], limits: &Limits) -> Result<(), String> {
         if name.is_empty() {
             return Err("the attribute has no name".into());
         }
+        if value.len() as u64 > limits.xattr_value_bytes {
+            let limit = over("xattr_value_bytes", limits.xattr_value_bytes, "bytes of an attribute's value");
+            return Err(format!("{} bytes: {limit}", value.len()));
+        }
         self.xattrs.retain(|(known, _)| known != name);
+        if self.xattrs.len() as u64 >= limits.xattrs {
+            return Err(over("xattrs", limits.xattrs, "extended attributes"));
+        }
         self.xattrs.push((name.to_vec(), value.to_vec()));
         Ok(())
     }
 
-    fn set_sparse(&mut self, field: &[u8], value: &[u8]) -> Result<(), String> {
+    fn set_sparse(&mut self, field: &[u8], value: &[u8], limits: &Limits) -> Result<(), String> {
         let sparse = &mut self.sparse;
+        let too_many = || over("segments", limits.segments, "parts of a sparse file");
         match field {
             b"major" => sparse.major = Some(unsigned(value)?),
             b"minor" | b"numblocks" => drop(unsigned(value)?),
@@ -99,7 +109,11 @@ impl Extensions {
             }
             b"numbytes" => {
                 let offset = sparse.pending_offset.take().ok_or("a length without an offset")?;
-                sparse.map.get_or_insert_default().push(Segment { offset, bytes: unsigned(value)? });
+                let map = sparse.map.get_or_insert_default();
+                if map.len() as u64 >= limits.segments {
+                    return Err(too_many());
+                }
+                map.push(Segment { offset, bytes: unsigned(value)? });
             }
             b"map" => {
                 let numbers: Vec<u64> = if value.is_empty() {
@@ -109,6 +123,9 @@ impl Extensions {
                 };
                 if !numbers.len().is_multiple_of(2) {
                     return Err("an odd count of numbers".into());
+                }
+                if numbers.len() as u64 / 2 > limits.segments {
+                    return Err(too_many());
                 }
                 let pairs = numbers.chunks_exact(2).map(|pair| Segment { offset: pair[0], bytes: pair[1] });
                 sparse.map = Some(pairs.collect());
@@ -144,7 +161,7 @@ fn split(records: &[u8]) -> Result<Record<'_>, String> {
 }
 
 fn unsigned(text: &[u8]) -> Result<u64, String> {
-    let bad = || format!("\"{}\" is no number", text.escape_ascii());
+    let bad = || format!("\"{}\" is no number", shown(text));
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return Err(bad());
     }
@@ -210,7 +227,7 @@ mod tests {
         records.extend(record("SCHILY.xattr.user.bin", &[0, 10, 255]));
         records.extend(record("comment", b"ignored"));
         let mut extensions = Extensions::default();
-        extensions.read(&records).unwrap();
+        extensions.read(&records, &Limits::default()).unwrap();
         assert_eq!(extensions.path.unwrap(), [0xff, b'/', b'n']);
         assert_eq!(extensions.size, Some(8 << 30));
         assert_eq!(extensions.uid, Some(4_294_967_294));
@@ -234,7 +251,7 @@ mod tests {
         for bad in
             [&b"5 a=b"[..], b"x a=b\n", b"6 a=b\n ", b"99 a=b\n", b"4 a\n", b"5 =b\n", b"0 a=b\n", b"9 path=\0\n"]
         {
-            assert!(Extensions::default().read(bad).is_err(), "{}", bad.escape_ascii());
+            assert!(Extensions::default().read(bad, &Limits::default()).is_err(), "{}", bad.escape_ascii());
         }
     }
 }

@@ -5,23 +5,23 @@
 //! does; `..` in a link's target stops at the root. A parent that the layer doesn't list is implied: it takes its
 //! attributes from the layers below when they are merged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
+use super::contents;
 use super::entry::{Entries, Entry, EntryKind};
 use super::fault::{Fault, Result, shown};
-use super::{Limits, contents};
 use crate::error::Error;
+use crate::limits::{Limits, over};
 use crate::object::Staging;
-use crate::tree::{Attributes, Body, Builder, FileKind, NAME_MAX, NodeId, TARGET_MAX, representable, whiteout};
-
-/// Longest name of an entry: what a system call could be given (`PATH_MAX` without its NUL).
-const PATH_MAX: usize = 4095;
+use crate::tree::{Attributes, Body, Builder, FileKind, NAME_MAX, NodeId, representable, whiteout};
 
 /// Symbolic links followed for one name, as in path_resolution(7).
 const LINKS_FOLLOWED_MAX: u32 = 40;
 
-/// Memory counted for an entry beside its name.
-const ENTRY_BYTES: u64 = 48;
+/// Memory counted for an entry beside its name: while it is collected and while it is written.
+const ENTRY_BYTES: u64 = 256;
+/// Memory counted for a folder that an entry implies.
+const FOLDER_BYTES: u64 = 512;
 
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -42,14 +42,23 @@ pub(super) struct Plant<'a> {
     aufs_links: HashMap<Box<[u8]>, NodeId>,
     /// Hard links whose target hasn't come yet.
     pending: Vec<Pending>,
-    /// Bytes of names, targets and attributes, to be limited.
+    /// Bytes of names, targets, attributes and inodes, to be limited.
     metadata_bytes: u64,
+    hole_bytes: u64,
     pub(super) content_bytes: u64,
     /// The first attribute that was left out.
     pub(super) dropped_xattr: Option<String>,
 }
 
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Why a target isn't there yet.
+enum Missing {
+    /// A name that a hard link may still make.
+    Name(NodeId, Box<[u8]>),
+    /// Its way leads nowhere.
+    Way,
+}
 
 struct Pending {
     dir: NodeId,
@@ -68,21 +77,23 @@ impl<'a> Plant<'a> {
             aufs_links: HashMap::new(),
             pending: Vec::new(),
             metadata_bytes: 0,
+            hole_bytes: 0,
             content_bytes: 0,
             dropped_xattr: None,
         }
     }
 
     /// Takes in an entry and its contents.
-    pub(super) fn add(&mut self, entry: Entry, entries: &mut Entries, staging: &mut Staging) -> Result<()> {
+    pub(super) fn add(&mut self, entry: Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<()> {
         let (path, offset) = (entry.path.clone(), entry.offset);
         self.place(entry, entries, staging).map_err(|fault| locate(fault, &path, offset))
     }
 
-    fn place(&mut self, mut entry: Entry, entries: &mut Entries, staging: &mut Staging) -> Result<()> {
+    fn place(&mut self, mut entry: Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<()> {
         self.count(&entry, entries)?;
         let xattrs = std::mem::take(&mut entry.xattrs);
-        let parts = split(&entry.path).map_err(|reason| Fault::bad(b"", entry.offset, reason))?;
+        let parts =
+            split(&entry.path, self.limits.name_bytes).map_err(|reason| Fault::bad(b"", entry.offset, reason))?;
         let Some((name, parents)) = parts.split_last() else { return self.place_root(&entry, xattrs) };
         if parts.iter().any(|part| part.starts_with(WHITEOUT_META) && *part != OPAQUE) {
             if parents == [LINKS] && entry.kind == EntryKind::File {
@@ -122,7 +133,7 @@ impl<'a> Plant<'a> {
         &mut self,
         entry: &Entry,
         xattrs: Xattrs,
-        entries: &mut Entries,
+        entries: &mut Entries<'_>,
         staging: &mut Staging,
         insert: impl FnOnce(&mut Self, Attributes, Body) -> Result<NodeId, Error>,
     ) -> Result<NodeId> {
@@ -134,18 +145,41 @@ impl<'a> Plant<'a> {
         Ok(node)
     }
 
-    fn count(&mut self, entry: &Entry, entries: &Entries) -> Result<()> {
+    fn count(&mut self, entry: &Entry, entries: &Entries<'_>) -> Result<()> {
+        let limits = self.limits;
         let bad = |reason| Err(Fault::bad(b"", entry.offset, reason));
-        if entries.count() > self.limits.entries {
-            return bad(format!("over {} entries", self.limits.entries));
+        if entries.count() > limits.entries {
+            return bad(over("entries", limits.entries, "entries"));
         }
-        let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.metadata_bytes += (entry.path.len() + entry.link.len() + xattrs) as u64 + ENTRY_BYTES;
+        if entry.link.len() as u64 > limits.link_bytes {
+            let limit = over("link_bytes", limits.link_bytes, "bytes");
+            return bad(format!("the link's target has {} bytes, {limit}", entry.link.len()));
+        }
+        let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() as u64;
+        if xattrs > limits.xattr_bytes {
+            let limit = over("xattr_bytes", limits.xattr_bytes, "bytes");
+            return bad(format!("the extended attributes have {xattrs} bytes, {limit}"));
+        }
+        self.take_memory((entry.path.len() + entry.link.len()) as u64 + xattrs + ENTRY_BYTES, entry.offset)?;
+        if entry.kind != EntryKind::File {
+            return Ok(());
+        }
+        if self.content_bytes.saturating_add(entry.size) > limits.content_bytes {
+            let limit = over("content_bytes", limits.content_bytes, "bytes of file contents");
+            return bad(format!("{} bytes: {limit}", entry.size));
+        }
+        self.hole_bytes = self.hole_bytes.saturating_add(entry.size.saturating_sub(entry.stored));
+        if self.hole_bytes > limits.hole_bytes {
+            return bad(over("hole_bytes", limits.hole_bytes, "bytes of holes in files"));
+        }
+        Ok(())
+    }
+
+    fn take_memory(&mut self, bytes: u64, offset: u64) -> Result<()> {
+        self.metadata_bytes += bytes;
         if self.metadata_bytes > self.limits.metadata_bytes {
-            return bad(format!("over {} bytes of names and attributes", self.limits.metadata_bytes));
-        }
-        if entry.kind == EntryKind::File && self.content_bytes + entry.size > self.limits.content_bytes {
-            return bad(format!("over {} bytes of file contents", self.limits.content_bytes));
+            let reason = over("metadata_bytes", self.limits.metadata_bytes, "bytes of names, links and attributes");
+            return Err(Fault::bad(b"", offset, reason));
         }
         Ok(())
     }
@@ -172,11 +206,11 @@ impl<'a> Plant<'a> {
 
     fn place_link(&mut self, dir: NodeId, name: &[u8], entry: &Entry) -> Result<()> {
         let bad = |reason: String| Fault::bad(b"", entry.offset, reason);
-        let target =
-            split_link(&entry.link).map_err(|reason| bad(format!("hard link to {}: {reason}", shown(&entry.link))))?;
+        let target = split_link(&entry.link, self.limits.link_bytes)
+            .map_err(|reason| bad(format!("hard link to {}: {reason}", shown(&entry.link))))?;
         let found = match target.as_slice() {
             [LINKS, name] => self.aufs_links.get(*name).copied(),
-            target => self.find(target),
+            target => self.find(target).ok(),
         };
         match found {
             Some(node) if self.builder.child(dir, name) == Some(node) => Ok(()),
@@ -205,28 +239,32 @@ impl<'a> Plant<'a> {
         Ok(self.builder.link(dir, name, node)?)
     }
 
-    /// Makes the hard links whose targets came later. A target may itself be such a link.
+    /// Makes the hard links whose targets came later. A target may itself be such a link: each waits for the name that
+    /// it misses, so that the work is that of following every target once for each name on its way.
     pub(super) fn finish(mut self) -> Result<Builder> {
-        loop {
-            let before = self.pending.len();
-            for pending in std::mem::take(&mut self.pending) {
-                let target = split_link(&pending.target).unwrap_or_default();
-                let Some(node) = self.find(&target) else {
-                    self.pending.push(pending);
-                    continue;
-                };
-                if self.builder.child(pending.dir, &pending.name).is_none() {
-                    self.link(pending.dir, &pending.name, node, &pending.target, pending.offset)
-                        .map_err(|fault| locate(fault, &pending.path, pending.offset))?;
+        let mut ready = VecDeque::from(std::mem::take(&mut self.pending));
+        let mut waiting: HashMap<(NodeId, Box<[u8]>), Vec<Pending>> = HashMap::new();
+        let mut lost = Vec::new();
+        while let Some(pending) = ready.pop_front() {
+            let target = split_link(&pending.target, self.limits.link_bytes).unwrap_or_default();
+            match self.find(&target) {
+                Ok(node) => {
+                    if self.builder.child(pending.dir, &pending.name).is_none() {
+                        self.link(pending.dir, &pending.name, node, &pending.target, pending.offset)
+                            .map_err(|fault| locate(fault, &pending.path, pending.offset))?;
+                    }
+                    ready.extend(waiting.remove(&(pending.dir, pending.name)).into_iter().flatten());
                 }
+                Err(Missing::Name(dir, name)) => waiting.entry((dir, name)).or_default().push(pending),
+                Err(Missing::Way) => lost.push(pending),
             }
-            if let Some(first) = self.pending.first() {
-                if self.pending.len() == before {
-                    let reason = format!("hard link to {}, which the layer doesn't have", shown(&first.target));
-                    return Err(Fault::bad(&first.path, first.offset, reason));
-                }
-            } else {
-                return Ok(self.builder);
+        }
+        lost.extend(waiting.into_values().flatten());
+        match lost.iter().min_by_key(|pending| pending.offset) {
+            None => Ok(self.builder),
+            Some(first) => {
+                let reason = format!("hard link to {}, which the layer doesn't have", shown(&first.target));
+                Err(Fault::bad(&first.path, first.offset, reason))
             }
         }
     }
@@ -244,14 +282,16 @@ impl<'a> Plant<'a> {
     fn step(&mut self, walk: &mut Walk, part: &[u8], offset: u64) -> Result<()> {
         let dir = walk.here(self.builder.root());
         let Some(node) = self.builder.child(dir, part).filter(|node| !self.builder.is_whiteout(*node)) else {
-            walk.at.push(self.builder.implied_directory(dir, part)?);
-            return Ok(());
+            self.take_memory(FOLDER_BYTES + part.len() as u64, offset)?;
+            let node = self.builder.implied_directory(dir, part)?;
+            if self.builder.len() as u64 - 1 > self.limits.entries {
+                let reason = over("entries", self.limits.entries, "entries, with the folders that names imply");
+                return Err(Fault::bad(b"", offset, reason));
+            }
+            return self.enter(walk, node, offset);
         };
         match self.builder.kind(node) {
-            FileKind::Directory => {
-                walk.at.push(node);
-                Ok(())
-            }
+            FileKind::Directory => self.enter(walk, node, offset),
             FileKind::Symlink => {
                 walk.followed += 1;
                 if walk.followed > LINKS_FOLLOWED_MAX {
@@ -274,27 +314,39 @@ impl<'a> Plant<'a> {
         }
     }
 
-    /// What a name stands for, following links among its parents only. `None` if it isn't there.
-    fn find(&self, parts: &[&[u8]]) -> Option<NodeId> {
+    /// Goes down into a directory that an entry is to be put in.
+    fn enter(&self, walk: &mut Walk, node: NodeId, offset: u64) -> Result<()> {
+        walk.at.push(node);
+        // The root is among them, the entry is not.
+        if walk.at.len() as u64 > self.limits.depth {
+            return Err(Fault::bad(b"", offset, over("depth", self.limits.depth, "names deep")));
+        }
+        Ok(())
+    }
+
+    /// What a name stands for, following links among its parents only.
+    fn find(&self, parts: &[&[u8]]) -> Result<NodeId, Missing> {
         let root = self.builder.root();
-        let Some((name, parents)) = parts.split_last() else { return Some(root) };
+        let Some((name, parents)) = parts.split_last() else { return Ok(root) };
         let mut walk = Walk { at: vec![root], followed: 0 };
         for part in parents {
             self.follow(&mut walk, part)?;
         }
-        self.builder.child(walk.here(root), name)
+        let dir = walk.here(root);
+        self.builder.child(dir, name).ok_or_else(|| Missing::Name(dir, (*name).into()))
     }
 
-    fn follow(&self, walk: &mut Walk, part: &[u8]) -> Option<()> {
-        let node = self.builder.child(walk.here(self.builder.root()), part)?;
+    fn follow(&self, walk: &mut Walk, part: &[u8]) -> Result<(), Missing> {
+        let dir = walk.here(self.builder.root());
+        let node = self.builder.child(dir, part).ok_or_else(|| Missing::Name(dir, part.into()))?;
         match self.builder.kind(node) {
             FileKind::Directory => walk.at.push(node),
             FileKind::Symlink => {
                 walk.followed += 1;
                 if walk.followed > LINKS_FOLLOWED_MAX {
-                    return None;
+                    return Err(Missing::Way);
                 }
-                let target = self.symlinks.get(&node)?;
+                let target = self.symlinks.get(&node).ok_or(Missing::Way)?;
                 if target.first() == Some(&b'/') {
                     walk.at.truncate(1);
                 }
@@ -306,9 +358,9 @@ impl<'a> Plant<'a> {
                     }
                 }
             }
-            _ => return None,
+            _ => return Err(Missing::Way),
         }
-        Some(())
+        Ok(())
     }
 
     /// The attributes an entry gives, without extended ones that no Linux filesystem would take.
@@ -318,7 +370,7 @@ impl<'a> Plant<'a> {
             EntryKind::File | EntryKind::HardLink => (FileKind::Regular, entry.mode),
             EntryKind::Directory => (FileKind::Directory, entry.mode),
             EntryKind::Symlink => {
-                if entry.link.is_empty() || entry.link.len() > TARGET_MAX || entry.link.contains(&0) {
+                if entry.link.is_empty() || entry.link.contains(&0) {
                     return Err(bad(format!("a symbolic link to {} bytes", entry.link.len())));
                 }
                 (FileKind::Symlink, 0o777)
@@ -374,7 +426,10 @@ impl Walk {
 }
 
 /// The components of an entry's name. Some builders call the root `/`; every other absolute name is refused.
-fn split(path: &[u8]) -> Result<Vec<&[u8]>, String> {
+fn split(path: &[u8], most: u64) -> Result<Vec<&[u8]>, String> {
+    if path.len() as u64 > most {
+        return Err(format!("the name has {} bytes, {}", path.len(), over("name_bytes", most, "bytes")));
+    }
     let parts = components(path)?;
     if path.first() == Some(&b'/') && !parts.is_empty() {
         return Err("the name is absolute".into());
@@ -383,15 +438,15 @@ fn split(path: &[u8]) -> Result<Vec<&[u8]>, String> {
 }
 
 /// The components of a hard link's target. Absolute ones start at the layer's root, as they do for engines.
-fn split_link(target: &[u8]) -> Result<Vec<&[u8]>, String> {
+fn split_link(target: &[u8], most: u64) -> Result<Vec<&[u8]>, String> {
+    if target.len() as u64 > most {
+        return Err(format!("{} bytes, {}", target.len(), over("link_bytes", most, "bytes")));
+    }
     if target.is_empty() { Err("the name is empty".into()) } else { components(target) }
 }
 
 /// The components of a name; `.` and empty ones say nothing.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
-    if path.len() > PATH_MAX {
-        return Err(format!("the name has {} bytes, over {PATH_MAX}", path.len()));
-    }
     let mut parts = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
         match part {

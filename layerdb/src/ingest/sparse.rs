@@ -3,6 +3,7 @@
 use super::fault::{Fault, Result};
 use super::header::{Header, number};
 use super::stream::{BLOCK, Stream};
+use crate::limits::over;
 
 /// A part of a file that is in the archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,9 +12,6 @@ pub(crate) struct Segment {
     pub(crate) bytes: u64,
 }
 
-/// Segments of one file. Each is 16 bytes of memory, and a file of so many holes is somebody's attack.
-const SEGMENTS_MAX: usize = 1 << 20;
-
 /// Where the old GNU format keeps its segments in a header and in the blocks behind it.
 const GNU_HEADER: (usize, usize) = (386, 4);
 const GNU_EXTENSION: (usize, usize) = (0, 21);
@@ -21,50 +19,50 @@ const GNU_HEADER_EXTENDED: usize = 482;
 const GNU_EXTENSION_EXTENDED: usize = 504;
 
 /// The segments of an old GNU sparse file (type `S`), and the file's size with its holes.
-pub(super) fn read_gnu(header: &Header<'_>, stream: &mut Stream) -> Result<(Vec<Segment>, u64)> {
+pub(super) fn read_gnu(header: &Header<'_>, stream: &mut Stream, most: u64) -> Result<(Vec<Segment>, u64)> {
     let start = stream.offset();
     let bad = |reason: String| Fault::bad(b"", start, format!("sparse map: {reason}"));
     let size = number(&header.block()[483..495]).map_err(bad)?;
     let size = u64::try_from(size).map_err(|_| bad("the size is negative".into()))?;
     let mut segments = Vec::new();
-    collect(header.block(), GNU_HEADER, &mut segments).map_err(bad)?;
+    collect(header.block(), GNU_HEADER, &mut segments, most).map_err(bad)?;
     let mut extended = header.block()[GNU_HEADER_EXTENDED] != 0;
     while extended {
         let block = stream.block()?.ok_or_else(|| bad("the tar is truncated".into()))?;
-        collect(&block, GNU_EXTENSION, &mut segments).map_err(bad)?;
+        collect(&block, GNU_EXTENSION, &mut segments, most).map_err(bad)?;
         extended = block[GNU_EXTENSION_EXTENDED] != 0;
     }
     Ok((segments, size))
 }
 
-fn collect(block: &[u8; BLOCK], (start, count): (usize, usize), segments: &mut Vec<Segment>) -> Result<(), String> {
+fn collect(
+    block: &[u8; BLOCK],
+    (start, count): (usize, usize),
+    segments: &mut Vec<Segment>,
+    most: u64,
+) -> Result<(), String> {
     for slot in block[start..start + 24 * count].chunks_exact(24) {
         if slot[0] == 0 || slot[12] == 0 {
             break;
         }
         let unsigned = |field| u64::try_from(number(field)?).map_err(|_| String::from("a number is negative"));
-        push(segments, unsigned(&slot[..12])?, unsigned(&slot[12..])?)?;
+        if segments.len() as u64 >= most {
+            return Err(over("segments", most, "parts of a sparse file"));
+        }
+        segments.push(Segment { offset: unsigned(&slot[..12])?, bytes: unsigned(&slot[12..])? });
     }
-    Ok(())
-}
-
-fn push(segments: &mut Vec<Segment>, offset: u64, bytes: u64) -> Result<(), String> {
-    if segments.len() == SEGMENTS_MAX {
-        return Err(format!("over {SEGMENTS_MAX} segments"));
-    }
-    segments.push(Segment { offset, bytes });
     Ok(())
 }
 
 /// The map of PAX format 1.0, which stands before the contents: decimal numbers on lines of their own, padded to a
 /// block. Also returns the bytes it took.
-pub(super) fn read_pax_1_0(stream: &mut Stream, stored: u64) -> Result<(Vec<Segment>, u64)> {
+pub(super) fn read_pax_1_0(stream: &mut Stream, stored: u64, most: u64) -> Result<(Vec<Segment>, u64)> {
     let start = stream.offset();
     let bad = |reason: String| Fault::bad(b"", start, format!("sparse map: {reason}"));
     let mut lines = Lines { stream, block: [0; BLOCK], at: BLOCK, used: 0, stored };
     let count = lines.number().map_err(|reason| reason.into_fault(start))?;
-    if count > SEGMENTS_MAX as u64 {
-        return Err(bad(format!("over {SEGMENTS_MAX} segments")));
+    if count > most {
+        return Err(bad(over("segments", most, "parts of a sparse file")));
     }
     let mut segments = Vec::new();
     for _ in 0..count {
