@@ -64,8 +64,8 @@ impl Admin {
     /// Does what is asked, writes the bytes that were asked for to `out`, and returns the rest of the answer as JSON.
     pub fn stream(&self, call: Call, progress: &dyn Progress, out: &mut dyn Write) -> Result<Value> {
         match call {
-            Call::ImageImport { source, options } => json(&self.import_image(source, &options, progress)?),
-            Call::ImageExport { reference, options } => json(&self.export_image(&reference, &options, out, progress)?),
+            Call::ImageImport { source, options } => json(&self.import_image(&source, &options, progress)?),
+            Call::ImageExport { reference, options } => json(&self.export_image(&reference, options, out, progress)?),
             Call::ImageTag { reference, name } => json(&self.tag_image(&reference, &name)?),
             Call::ImageHistory { reference, files } => json(&self.history(&reference, files, out)?),
             Call::Diff { before, after, times } => json(&self.diff(&before, &after, times, out)?),

@@ -64,7 +64,7 @@ pub struct Import {
     /// Which of several images, and what files that are no image are for [default: this machine's].
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub platform: Option<String>,
-    /// For files that are no image: an instruction of a Dockerfile for the configuration, such as 'CMD ["sh"]'; may be
+    /// For files that are no image: an instruction of a Dockerfile for the configuration, such as `USER app`; may be
     /// repeated.
     #[arg(long = "change", value_name = "INSTRUCTION")]
     pub changes: Vec<String>,

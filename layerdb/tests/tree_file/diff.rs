@@ -53,7 +53,7 @@ fn expected(before: &[Arc<Tree>], after: &[Arc<Tree>]) -> BTreeMap<String, Chang
         (listing, root)
     };
     let ((before, old_root), (after, new_root)) = (listing(before), listing(after));
-    let shown = |path: &Vec<Vec<u8>>| path.iter().map(|name| format!("/{}", Name(name.clone()))).collect::<String>();
+    let shown = |path: &Vec<Vec<u8>>| Name([b"/".as_slice(), &path.join(&b'/')].concat()).to_string();
     let mut changes = BTreeMap::new();
     if let (Some(old), Some(new)) = (old_root, new_root)
         && old.0 != new.0

@@ -1,7 +1,7 @@
 //! What is asked of images.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 
 use mica_layerdb::image::{Commit, ExportOptions, Exported};
 use mica_layerdb::{ChainId, Image, ImportOptions, Progress};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 impl Admin {
     pub(super) fn import_image(
         &self,
-        source: PathBuf,
+        source: &Path,
         options: &ImportOptions,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>> {
@@ -20,17 +20,17 @@ impl Admin {
             let reason = "the path of an image must be absolute".to_owned();
             return Err(Error::Invalid { what: source.display().to_string(), reason });
         }
-        Ok(self.store.import_with(&source, options, progress)?)
+        Ok(self.store.import_with(source, options, progress)?)
     }
 
     pub(super) fn export_image(
         &self,
         reference: &str,
-        options: &ExportOptions,
+        options: ExportOptions,
         out: &mut dyn Write,
         progress: &dyn Progress,
     ) -> Result<Exported> {
-        Ok(self.store.export_image(&self.image(reference)?, options, out, progress)?)
+        Ok(self.store.export_image(&self.image(reference)?, &options, out, progress)?)
     }
 
     pub(super) fn tag_image(&self, reference: &str, name: &str) -> Result<Image> {
