@@ -12,7 +12,7 @@ rocksdb-env = ROCKSDB_LIB_DIR="$$(scripts/rocksdb --path)"
 cargo = $(rocksdb-env) cargo
 flags = --release --workspace --locked
 
-.PHONY: help run test check bench scale build setup rocksdb images bench-images fmt clean
+.PHONY: help run test check bench scale fuzz build setup rocksdb images bench-images fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: setup build images bench-images ## Mica against containerd's overlayfs sn
 scale: rocksdb ## what the size of a store costs: a synthetic one at 10, 30 and 100 % (SCALE='10 30' for less)
 	$(cargo) build --release --locked -p mica-layerdb --example scale
 	scripts/scale $(SCALE)
+
+fuzz: rocksdb ## fuzzers, FUZZ_SECONDS (60) each; TARGETS chooses some
+	scripts/fuzz $(TARGETS)
 
 build: rocksdb ## the programs
 	$(cargo) build $(flags)
