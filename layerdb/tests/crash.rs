@@ -7,12 +7,20 @@
 mod check;
 #[path = "crash/faults.rs"]
 mod faults;
+#[path = "crash/full.rs"]
+mod full;
+#[path = "crash/kill.rs"]
+mod kill;
 #[path = "crash/killed.rs"]
 mod killed;
 #[path = "crash/material.rs"]
 mod material;
 #[path = "crash/power.rs"]
 mod power;
+#[path = "crash/power_switch.rs"]
+mod power_switch;
+#[path = "crash/record.rs"]
+mod record;
 #[path = "crash/scenario.rs"]
 mod scenario;
 #[path = "crash/watch.rs"]

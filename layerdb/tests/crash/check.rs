@@ -1,10 +1,11 @@
 //! Whether a store is whole, and holds what it should.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mica_layerdb::fsck::FsckOptions;
 use mica_layerdb::{Digest, Hasher, Store};
 
 use crate::scenario::{Scene, Step, View, view};
@@ -25,10 +26,8 @@ pub struct Expected<'a> {
 impl Expected<'_> {
     /// Each row is as it was before or after; of an atomic request all are the one or all the other.
     pub fn compare(&self, found: &View) -> Verdict {
-        if self.next.is_none_or(|next| next.atomic) {
-            if found == self.before || found == self.after {
-                return Ok(());
-            }
+        if self.next.is_none_or(|next| next.atomic) && (found == self.before || found == self.after) {
+            return Ok(());
         }
         let keys: BTreeSet<&String> = [found, self.before, self.after].iter().flat_map(|view| view.keys()).collect();
         for key in keys {
@@ -51,12 +50,17 @@ pub fn recover(scene: &mut Scene<'_>, expected: Expected<'_>) -> Verdict {
     scene.open().map_err(says("open"))?;
     expected.compare(&view(scene.store()).map_err(says("look"))?)?;
     whole(scene.store())?;
+    let report = scene.store().fsck(&FsckOptions::default(), &[], &()).map_err(says("fsck"))?;
+    if !report.is_sound() {
+        return Err(format!("fsck: {:?}", report.found));
+    }
     let left: Vec<PathBuf> = files(&scene.root.join("tmp"));
     if let Some(left) = left.iter().find(|path| !path.starts_with(scene.root.join("tmp/removed-7"))) {
         return Err(format!("{} is left", left.display()));
     }
     scene.gc().map_err(says("collect"))?;
     lean(scene.store())?;
+    sound(scene.store())?;
     if let Some(next) = expected.next {
         match (next.run)(scene) {
             Err(error) if !matches!(error.kind(), mica_layerdb::Kind::Exists | mica_layerdb::Kind::NotFound) => {
@@ -70,6 +74,15 @@ pub fn recover(scene: &mut Scene<'_>, expected: Expected<'_>) -> Verdict {
         scene.store().chain(&image.layers).map_err(says("chain"))?;
     }
     Ok(())
+}
+
+/// `fsck` finds nothing.
+pub fn sound(store: &Arc<Store>) -> Verdict {
+    let report = store.fsck(&FsckOptions::default(), &[], &()).map_err(|error| format!("fsck: {error}"))?;
+    match report.found.first() {
+        Some(found) => Err(format!("fsck: {}", found.text)),
+        None => Ok(()),
+    }
 }
 
 /// Every row's files are there, bit for bit.
@@ -126,34 +139,34 @@ impl std::io::Write for Sum {
 /// There is nothing that no row needs, and nothing temporary.
 pub fn lean(store: &Arc<Store>) -> Verdict {
     let root = store.root();
-    let mut needed = BTreeMap::new();
+    let mut needed = BTreeSet::new();
     for layer in store.layers().map_err(|error| error.to_string())? {
         let tree = root.join("layers/sha256").join(layer.diff_id.hex());
         if layer.recipe.is_some() {
-            needed.insert(tree.with_extension("recipe"), ());
+            needed.insert(tree.with_extension("recipe"));
         }
-        needed.insert(tree, ());
+        needed.insert(tree);
         let visit = |id: mica_layerdb::ObjectId, _| {
-            needed.insert(store.objects_path().join(id.relative_path()), ());
+            needed.insert(store.objects_path().join(id.relative_path()));
         };
         store.each_layer_object(&layer, visit).map_err(|error| error.to_string())?;
     }
     for image in store.images().map_err(|error| error.to_string())? {
         for digest in [image.manifest, image.config] {
-            needed.insert(store.objects_path().join(mica_layerdb::ObjectId(digest).relative_path()), ());
+            needed.insert(store.objects_path().join(mica_layerdb::ObjectId(digest).relative_path()));
         }
     }
     for chain in store.chain_records().map_err(|error| error.to_string())? {
         let id = mica_layerdb::ChainId::of(&chain.layers).expect("a chain has layers");
-        needed.insert(store.chain_path(id), ());
+        needed.insert(store.chain_path(id));
     }
     let kept = ["objects", "layers", "chains", "tmp", "quarantine"];
     for path in kept.iter().flat_map(|directory| files(&root.join(directory))) {
-        if needed.remove(&path).is_none() {
+        if !needed.remove(&path) {
             return Err(format!("{} stays though nothing needs it", path.display()));
         }
     }
-    match needed.keys().next() {
+    match needed.first() {
         Some(path) => Err(format!("{} is missing", path.display())),
         None => Ok(()),
     }

@@ -90,7 +90,9 @@ impl Reference {
 fn timeless(view: View) -> View {
     let strip = |value: Vec<u8>| match serde_json::from_slice::<serde_json::Value>(&value) {
         Ok(serde_json::Value::Object(mut members)) => {
-            ["created", "imported", "new_bytes"].iter().for_each(|member| drop(members.remove(*member)));
+            for member in ["created", "imported", "new_bytes"] {
+                members.remove(member);
+            }
             serde_json::to_vec(&members).unwrap()
         }
         _ => value,

@@ -1,7 +1,7 @@
 //! Power cuts after a process was killed, or a sync failed: what is found then is visible, but need not be durable.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,9 +40,9 @@ fn play(material: &Material, first: u64, of_disk: bool, then: Then) -> Option<Re
     let mut scene = Scene::new(&root, Some(shared), material);
     let many = if then == Then::NewProcess { u64::MAX } else { 1 };
     if of_disk {
-        disk.fail_at(first, many, Errno::IO)
+        disk.fail_at(first, many, Errno::IO);
     } else {
-        watch.fail_at(first, many, Errno::IO)
+        watch.fail_at(first, many, Errno::IO);
     }
     for step in STEPS {
         if (step.run)(&mut scene).is_ok() {
@@ -97,7 +97,6 @@ fn every_call(of_disk: bool, then: Then) {
     }
     let shown: Vec<&str> = failures.iter().take(12).map(String::as_str).collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), shown.join("\n"));
-    use std::io::Write as _;
     let seconds = started.elapsed().as_secs_f64();
     let victim = if of_disk { "the disk" } else { "RocksDB" };
     let _ = writeln!(std::io::stderr(), "{victim} fails, {then:?}, power cut: {tried} states in {seconds:.1} s");

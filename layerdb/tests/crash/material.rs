@@ -66,6 +66,18 @@ impl Material {
         material
     }
 
+    /// Makes an image of `base` and of a layer that only this `number` has.
+    pub fn many(&self, name: &str, number: usize) {
+        let seed = 1000 + (number as u64 % 1_000_000) * 100;
+        let own = Layer::of(|tar| {
+            for file in 0..40 {
+                tar.file(&format!("own/{file}"), &noise(seed + file, 100 + (file as usize * 331) % 12_000));
+            }
+            tar.file("own/large", &noise(seed + 99, 1_500_000));
+        });
+        self.layout(name, &[&self.base, &own]);
+    }
+
     /// An OCI layout by its name.
     pub fn image(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
