@@ -86,6 +86,9 @@ pub struct Serve {
     /// Socket of the containerd whose content store layers are read from.
     #[arg(long, value_name = "ADDRESS")]
     pub containerd: Option<String>,
+    /// What layers and images may cost, for example `entries=10000000`; may be repeated.
+    #[arg(long = "limit", value_name = "NAME=VALUE")]
+    pub limits: Vec<String>,
     /// Serve file data from the daemon even where the kernel could pass it through.
     #[arg(long)]
     pub no_passthrough: bool,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use mica_layerdb::{Progress, Store};
+use mica_layerdb::{Limits, Progress, Store, StoreOptions};
 use mica_snapshotter::admin::{Admin, Call};
 use mica_snapshotter::client::Client;
 use mica_snapshotter::server::Record;
@@ -29,14 +29,15 @@ impl Backend {
         if !root.join("FORMAT").exists() {
             return Err(Failure::text(format!("there is no store at {}", root.display())));
         }
-        Backend::of_any(root)
+        Backend::of_any(root, &Limits::default())
     }
 
-    /// The way to a store, which is made if need be.
-    pub fn of_any(root: &Path) -> Result<Backend, Failure> {
+    /// The way to a store, which is made if need be. A daemon has limits of its own.
+    pub fn of_any(root: &Path, limits: &Limits) -> Result<Backend, Failure> {
         let start = Instant::now();
         loop {
-            match Store::open(root) {
+            let options = StoreOptions { limits: limits.clone(), ..StoreOptions::default() };
+            match Store::open_with(root, options) {
                 Ok(store) => return Ok(Backend::Open(Box::new(Admin::of_store(store)))),
                 Err(mica_layerdb::Error::Locked { root }) => {
                     if let Some(client) = daemon(&root)? {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mica_layerdb::Rate;
+use mica_layerdb::{Limits, Rate};
 use serde::Deserialize;
 
 /// Where the store is when nobody says otherwise.
@@ -28,6 +28,8 @@ pub struct Config {
     pub containerd: PathBuf,
     /// Whether the kernel may pass file data through where it can.
     pub passthrough: bool,
+    /// What layers and images may cost.
+    pub limits: Limits,
     /// How much garbage the engine's cleanups may remove in a second.
     pub gc_rate: Option<Rate>,
 }
@@ -45,6 +47,8 @@ pub struct Flags {
     pub containerd: Option<String>,
     /// Serve file data from the daemon.
     pub no_passthrough: bool,
+    /// Limits of layers and images, as `NAME=VALUE`.
+    pub limits: Vec<String>,
 }
 
 /// Why a configuration can't be used.
@@ -76,6 +80,12 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// There is no such limit, or it can't be that.
+    #[error("{reason}")]
+    Limit {
+        /// What is wrong.
+        reason: String,
+    },
     /// A folder must not depend on where the daemon was started.
     #[error("{what} {} is not an absolute path", path.display())]
     Relative {
@@ -97,6 +107,8 @@ struct File {
     containerd: Containerd,
     #[serde(default)]
     gc: Gc,
+    #[serde(default)]
+    limits: Limits,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -141,6 +153,7 @@ impl Config {
             containerd: absolute("containerd's socket", containerd)?,
             passthrough: !flags.no_passthrough && file.passthrough.unwrap_or(true),
             gc_rate: file.gc.rate,
+            limits: limits(file.limits, &flags.limits)?,
         })
     }
 
@@ -148,6 +161,18 @@ impl Config {
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
+}
+
+/// Limits, with some of them changed by `NAME=VALUE`.
+pub fn limits(mut limits: Limits, changes: &[String]) -> Result<Limits, ConfigError> {
+    for change in changes {
+        let refused = |reason: String| ConfigError::Limit { reason };
+        let parts = change.split_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse().ok()?)));
+        let (name, value) = parts.ok_or_else(|| refused(format!("limit {change:?} is not NAME=NUMBER")))?;
+        limits.set(name, value).map_err(refused)?;
+    }
+    limits.check().map_err(|reason| ConfigError::Limit { reason })?;
+    Ok(limits)
 }
 
 /// The path in `unix:///path`, or the path itself.
@@ -216,6 +241,28 @@ mod tests {
         assert_eq!(config.socket, Path::new("/f"));
         assert_eq!(config.containerd, Path::new("/g"));
         assert!(!config.passthrough);
+    }
+
+    #[test]
+    fn load_takes_limits_from_the_file_and_the_flags() {
+        let text = "[limits]\nentries = 1000\ndepth = 7\n";
+        let flags =
+            |limits: &[&str]| Flags { limits: limits.iter().map(ToString::to_string).collect(), ..Flags::default() };
+        let config = load(text, flags(&["depth=9", "hole_bytes = 5"])).unwrap();
+        assert_eq!((config.limits.entries, config.limits.depth, config.limits.hole_bytes), (1000, 9, 5));
+        assert_eq!(config.limits.layers, Limits::default().layers);
+        for (text, limits, words) in [
+            ("[limits]\nentry = 5", &[][..], "entry"),
+            ("[limits]\nexpansion = 0", &[], "limit expansion is 0"),
+            ("", &["expansion=0"], "limit expansion is 0"),
+            ("", &["entry=5"], "entry"),
+            ("", &["entries"], "NAME=NUMBER"),
+            ("", &["entries=-1"], "NAME=NUMBER"),
+            ("", &["zstd_window_log=4294967300"], "zstd_window_log"),
+        ] {
+            let error = load(text, flags(limits)).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mica_layerdb::Store;
+use mica_layerdb::{Store, StoreOptions};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -95,7 +95,7 @@ pub type MakeMounter<'a> = &'a dyn Fn(&Config, &Arc<Store>) -> crate::Result<Arc
 /// Serves until SIGTERM, SIGINT or a call of the administration ends it.
 pub fn run(config: &Config, mounter: MakeMounter<'_>) -> Result<(), ServeError> {
     raise_descriptor_limit();
-    let store = open_store(&config.root)?;
+    let store = open_store(config)?;
     make_state(&config.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -207,10 +207,11 @@ impl Daemon for Handle {
 }
 
 /// Opens the store; waits a little for a command that has it, but not for another daemon.
-fn open_store(root: &Path) -> Result<Arc<Store>, ServeError> {
+fn open_store(config: &Config) -> Result<Arc<Store>, ServeError> {
+    let options = StoreOptions { limits: config.limits.clone(), ..StoreOptions::default() };
     let start = Instant::now();
     loop {
-        match Store::open(root) {
+        match Store::open_with(&config.root, options.clone()) {
             Err(mica_layerdb::Error::Locked { root }) => {
                 if let Some(Record { pid, address, .. }) = Record::read_live(&root) {
                     return Err(ServeError::SecondDaemon { root, pid, address });

@@ -58,6 +58,9 @@ pub struct Import {
     /// Name to give to the image; files that are no image need one.
     #[arg(long, value_name = "REF")]
     pub name: Option<String>,
+    /// What the image's layers may cost, for example `entries=10000000`; may be repeated. A daemon has its own limits.
+    #[arg(long = "limit", value_name = "NAME=VALUE")]
+    pub limits: Vec<String>,
     /// What the source is, if that is not to be found out.
     #[arg(long, value_enum)]
     pub format: Option<ImportFormat>,

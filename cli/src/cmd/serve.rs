@@ -19,6 +19,7 @@ pub fn run(context: Context, arguments: Serve) -> Result<(), Failure> {
         address: arguments.address,
         containerd: arguments.containerd,
         no_passthrough: arguments.no_passthrough,
+        limits: arguments.limits,
     };
     let config = Config::load(arguments.config.as_deref(), flags)?;
     // Files of containers get the modes that containers ask for.

@@ -1,7 +1,8 @@
 //! `mica image import`
 
-use mica_layerdb::{Image, ImportFormat, ImportOptions};
+use mica_layerdb::{Image, ImportFormat, ImportOptions, Limits};
 use mica_snapshotter::admin::Call;
+use mica_snapshotter::config;
 
 use super::Context;
 use crate::args::{self, Import};
@@ -11,7 +12,7 @@ use crate::{Failure, output};
 
 /// Imports.
 pub fn run(context: &Context, arguments: Import) -> Result<(), Failure> {
-    let Import { source, name, format, platform, changes, message } = arguments;
+    let Import { source, name, format, platform, changes, message, limits } = arguments;
     // A daemon has another working directory.
     let source = std::fs::canonicalize(&source)
         .map_err(|error| Failure::text(format!("cannot import from {}: {error}", source.display())))?;
@@ -23,7 +24,11 @@ pub fn run(context: &Context, arguments: Import) -> Result<(), Failure> {
     });
     let progress = ImportProgress::new();
     let call = Call::ImageImport { source, options: ImportOptions { name, format, platform, changes, message } };
-    let imported: Result<Vec<Image>, Failure> = Backend::of_any(&context.root())?.call(call, &progress);
+    let backend = Backend::of_any(&context.root(), &config::limits(Limits::default(), &limits)?)?;
+    if !limits.is_empty() && matches!(backend, Backend::Daemon(_)) {
+        return Err(Failure::Usage("a daemon serves the store; its limits are given to `mica serve`".to_owned()));
+    }
+    let imported: Result<Vec<Image>, Failure> = backend.call(call, &progress);
     progress.finish();
     let images = imported?;
     if context.json {
