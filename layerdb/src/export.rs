@@ -4,16 +4,19 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::digest::{DiffId, Digest, Hasher, ObjectId};
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Layer};
-use crate::quarantine::{Damaged, Finding};
+use crate::object;
+use crate::quarantine::Damaged;
 use crate::recipe::{Reader, RecipeRecord, Step};
 use crate::store::Store;
 use crate::tree::{Content, FileKind, Nid, Tree};
+use crate::verify::{self, Pace, Verdict};
 
 /// Bytes read and written at once.
 const PIECE: usize = 256 << 10;
@@ -33,22 +36,26 @@ impl Store {
         let recipe = layer.recipe.ok_or(Error::NoRecipe { diff_id })?;
         let tree = self.layer_tree(diff_id)?;
         let mut reader = self.open_recipe(&layer, &recipe)?;
-        let buffer = vec![0; PIECE];
-        let hasher = Hasher::new();
-        let mut export =
-            Export { store: self, layer: &layer, tree: &tree, out, hasher, bytes: 0, buffer, object: None };
-        while let Some(step) = reader.step()? {
-            export.follow(step)?;
+        let mut export = Export {
+            store: self,
+            layer: &layer,
+            tree: &tree,
+            out,
+            hasher: Hasher::new(),
+            bytes: 0,
+            buffer: vec![0; PIECE],
+            object: None,
+        };
+        match export.run(&mut reader) {
+            Err(error) if error.kind() == Kind::Corrupt => {
+                // What was noticed need not be what is damaged: a recipe's damage may ask for an object that isn't there.
+                match self.culprit(&layer, &recipe) {
+                    Ok(Some(culprit)) => Err(culprit),
+                    Ok(None) | Err(_) => Err(error),
+                }
+            }
+            exported => exported,
         }
-        let Export { bytes, hasher, .. } = export;
-        let actual = hasher.finish();
-        if bytes == layer.tar_bytes && actual == diff_id.0 {
-            return Ok(bytes);
-        }
-        Err(self.culprit(&layer, &recipe, &tree)?.unwrap_or(Error::CorruptRecipe {
-            diff_id,
-            reason: format!("it makes a tar of {bytes} bytes with the digest {actual}"),
-        }))
     }
 
     /// Opens a layer's recipe, and checks that it is the layer's.
@@ -73,69 +80,44 @@ impl Store {
     }
 
     /// Looks for what is damaged of a layer by reading all of it, and takes that out of use.
-    fn culprit(&self, layer: &Layer, recipe: &RecipeRecord, tree: &Tree) -> Result<Option<Error>> {
+    fn culprit(&self, layer: &Layer, recipe: &RecipeRecord) -> Result<Option<Error>> {
         let diff_id = layer.diff_id;
-        let name = layer::recipe_path(diff_id);
-        let actual =
-            self.digest_of(disk::open(self.disk(), &name).map_err(Error::io(format!("open {}", name.display())))?);
-        if let Some(reason) = self.condemn(Damaged::Recipe(diff_id), recipe.digest, actual?) {
+        if let Some(reason) = self.condemn(Damaged::Recipe(diff_id), &layer::recipe_path(diff_id), recipe.digest)? {
             return Ok(Some(Error::CorruptRecipe { diff_id, reason }));
         }
-        let actual = tree.digest();
-        if self.condemn(Damaged::Tree(diff_id), layer.tree_digest, Some(actual)).is_some() {
-            let what = format!("tree {diff_id}");
-            let source = Error::DigestMismatch { what, expected: layer.tree_digest, actual };
-            return Ok(Some(Error::CorruptLayer { diff_id, source: Box::new(source) }));
+        if self.condemn(Damaged::Tree(diff_id), &layer::path(diff_id), layer.tree_digest)?.is_some() {
+            let reason = "its digest is not the one that was recorded";
+            let source = Box::new(Error::CorruptTreeFile { tree: diff_id.to_string(), reason });
+            return Ok(Some(Error::CorruptLayer { diff_id, source }));
         }
         let mut objects = HashSet::new();
         self.each_layer_object(layer, |id, _| {
             objects.insert(id);
         })?;
         for id in objects {
-            let actual = self.digest_of(self.object(id)?)?;
-            if let Some(reason) = self.condemn(Damaged::Object(id), id.0, actual) {
-                return Ok(Some(if actual.is_some() {
-                    Error::CorruptObject { id, reason }
-                } else {
-                    Error::NoObject { id }
-                }));
+            let missing = self.object(id)?.is_none();
+            if let Some(reason) = self.condemn(Damaged::Object(id), &object::path(id), id.0)? {
+                return Ok(Some(if missing { Error::NoObject { id } } else { Error::CorruptObject { id, reason } }));
             }
         }
         Ok(None)
     }
 
-    fn digest_of(&self, file: Option<File>) -> Result<Option<Digest>> {
-        let Some(file) = file else { return Ok(None) };
-        let mut hasher = Hasher::new();
-        let mut buffer = vec![0; PIECE];
-        let mut at = 0;
-        loop {
-            match file.read_at(&mut buffer, at) {
-                Ok(0) => return Ok(Some(hasher.finish())),
-                Ok(count) => {
-                    hasher.update(&buffer[..count]);
-                    at += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("read a file of a damaged layer")(error)),
-            }
-        }
-    }
-
-    /// Takes a file out of use if its digest is wrong, and says why.
-    fn condemn(&self, what: Damaged, expected: Digest, actual: Option<Digest>) -> Option<String> {
-        if actual == Some(expected) {
-            return None;
-        }
-        let reason = match actual {
-            Some(actual) => format!("its bytes have the digest {actual} instead of {expected}"),
-            None => "its file is missing".into(),
+    /// Says what is wrong with a file, if anything, and takes it out of use.
+    fn condemn(&self, what: Damaged, path: &Path, expected: Digest) -> Result<Option<String>> {
+        let verdict = self.verify_file(path, expected, &Pace::default(), verify::Source::Cache, &mut |_| {})?;
+        let reason = match &verdict {
+            Verdict::Whole(_) => return Ok(None),
+            Verdict::Missing => "its file is missing".into(),
+            Verdict::Corrupt { actual, .. } => format!("its bytes have the digest {actual} instead of {expected}"),
+            Verdict::Unreadable { reason, .. } => reason.clone(),
         };
-        let finding = Finding { reason: reason.clone(), expected: Some(expected), actual, ..Finding::default() };
-        if let Err(error) = self.quarantine(what, &finding) {
+        if let Some(finding) = verdict.finding(expected)
+            && let Err(error) = self.quarantine(what, &finding)
+        {
             tracing::warn!(%what, %error, "what is damaged stays in use");
         }
-        Some(reason)
+        Ok(Some(reason))
     }
 }
 
@@ -153,6 +135,17 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
+    fn run(&mut self, reader: &mut Reader<File>) -> Result<u64> {
+        while let Some(step) = reader.step()? {
+            self.follow(step)?;
+        }
+        let actual = std::mem::take(&mut self.hasher).finish();
+        if self.bytes == self.layer.tar_bytes && actual == self.layer.diff_id.0 {
+            return Ok(self.bytes);
+        }
+        Err(self.corrupt_recipe(format!("it makes a tar of {} bytes with the digest {actual}", self.bytes)))
+    }
+
     fn follow(&mut self, step: Step<'_>) -> Result<()> {
         match step {
             Step::Bytes(bytes) => self.put(bytes),

@@ -1,14 +1,25 @@
 //! Layers come back as the tars they were, byte for byte.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "recipe/damage.rs"]
+mod damage;
 #[path = "recipe/forge.rs"]
 mod forge;
 #[path = "recipe/forms.rs"]
 mod forms;
+#[path = "recipe/generated.rs"]
+mod generated;
+
+#[path = "recipe/golden.rs"]
+mod golden;
+#[path = "recipe/real.rs"]
+mod real;
+#[path = "recipe/tools.rs"]
+mod tools;
 
 use std::sync::Arc;
 
-use mica_layerdb::{DiffId, Digest, IngestOptions, Layer, Store};
+use mica_layerdb::{Batch, DiffId, Digest, Family, IngestOptions, Layer, Store};
 
 /// A store in a directory of its own.
 struct Scene {
@@ -53,6 +64,13 @@ impl Scene {
         let bytes = self.store().export_layer(diff_id, &mut out).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(bytes, out.len() as u64);
         out
+    }
+
+    /// Lets go of every layer.
+    fn unpin(&self) {
+        let mut batch = Batch::new();
+        batch.delete(Family::Pins, b"test");
+        self.store().db().commit(batch).unwrap();
     }
 
     fn reopen(&mut self) {

@@ -72,6 +72,13 @@ struct Preface {
     bytes: u64,
 }
 
+impl Preface {
+    /// Whether there is anything that means nothing without an entry behind it.
+    fn wants_entry(&self) -> bool {
+        self.extensions.is_some() || self.long_path.is_some() || self.long_link.is_some()
+    }
+}
+
 impl<'a> Entries<'a> {
     pub(super) fn new(stream: Stream, limits: &'a Limits) -> Entries<'a> {
         Entries { stream, limits, ahead: None, count: 0 }
@@ -120,7 +127,7 @@ impl<'a> Entries<'a> {
         if !end {
             return Ok(block);
         }
-        if let Some(offset) = preface.offset {
+        if let Some(offset) = preface.offset.filter(|_| preface.wants_entry()) {
             return Err(Fault::bad(b"", offset, "the tar is truncated: an extended header without its entry"));
         }
         Ok(None)
