@@ -46,7 +46,7 @@ impl Used {
     /// What came on top of `earlier`.
     #[must_use]
     pub fn since(self, earlier: Used) -> Used {
-        Used { cpu: self.cpu - earlier.cpu, written_bytes: self.written_bytes - earlier.written_bytes }
+        Used { cpu: self.cpu.saturating_sub(earlier.cpu), written_bytes: self.written_bytes - earlier.written_bytes }
     }
 }
 

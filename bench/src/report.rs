@@ -33,7 +33,7 @@ pub struct Goal {
     /// As measured.
     pub found: f64,
     /// At most.
-    pub goal: f64,
+    pub at_most: f64,
 }
 
 impl Row {
@@ -146,8 +146,8 @@ impl Report {
         }
         if !self.goals.is_empty() {
             let _ = writeln!(text, "\n| what | found | goal |\n|---|--:|--:|");
-            for Goal { what, found, goal } in &self.goals {
-                let _ = writeln!(text, "| {what} | {found:.3} | {goal} |");
+            for Goal { what, found, at_most } in &self.goals {
+                let _ = writeln!(text, "| {what} | {found:.3} | {at_most} |");
             }
         }
         text

@@ -42,16 +42,13 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    let done = match Helper::called() {
-        Some(helper) => {
-            output::log(&std::env::var("MICA_LOG").unwrap_or_else(|_| "error".to_owned()));
-            helper.run()
-        }
-        None => {
-            let cli = Cli::parse();
-            output::log(&cli.log_filter());
-            cmd::run(cli)
-        }
+    let done = if let Some(helper) = Helper::called() {
+        output::log(&std::env::var("MICA_LOG").unwrap_or_else(|_| "error".to_owned()));
+        helper.run()
+    } else {
+        let cli = Cli::parse();
+        output::log(&cli.log_filter());
+        cmd::run(cli)
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -114,7 +114,7 @@ fn generate(root: &Path, percent: u64) {
                     }
                     let record = make_layer(store, layer, layers);
                     batch.put_json(Family::Layers, record.diff_id.hex().as_bytes(), &record).unwrap();
-                    if layer / THREADS % 250 == 0 {
+                    if (layer / THREADS).is_multiple_of(250) {
                         store.db().commit(std::mem::take(&mut batch)).unwrap();
                     }
                 }

@@ -3,6 +3,7 @@
     clippy::pedantic,
     clippy::expect_used,
     clippy::unwrap_used,
+    clippy::print_stderr,
     missing_docs,
     missing_debug_implementations,
     dead_code

@@ -1,5 +1,5 @@
 //! Layers and images made to do harm: refused by the limit or the entry concerned, and nothing of them stays.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
 #[path = "recipe/forge.rs"]
 #[allow(dead_code)]

@@ -87,9 +87,9 @@ impl Helper {
         name.clone_into(&mut options.mount.subtype);
         name.clone_into(&mut options.mount.fsname);
         if let (Form::Mount, [source, _]) = (self.form, &line.positional[..])
-            && let Some(source) = source.to_str()
+            && let Ok(source) = source.clone().into_os_string().into_string()
         {
-            source.clone_into(&mut options.mount.fsname);
+            options.mount.fsname = source;
         }
         for text in &line.options {
             ignored.extend(options.take(text.as_bytes()).map_err(|error| Failure::text(error.to_string()))?);

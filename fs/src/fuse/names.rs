@@ -191,7 +191,7 @@ impl Serving {
 
     /// Whether the mount has attributes of this name.
     fn has_xattr(&self, name: &[u8]) -> bool {
-        !self.shown.no_xattrs && !(self.shown.no_acls && name.starts_with(b"system.posix_acl_"))
+        !(self.shown.no_xattrs || self.shown.no_acls && name.starts_with(b"system.posix_acl_"))
     }
 
     pub(super) fn removexattr(&self, unique: u64, ino: Ino, name: &[u8]) -> Result<()> {

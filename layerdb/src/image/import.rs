@@ -65,7 +65,7 @@ impl ImportSource {
 
 /// What a source turned out to be.
 enum Found {
-    Images(Source, Vec<Candidate>),
+    Images(Box<Source>, Vec<Candidate>),
     Files(Files),
 }
 
@@ -179,7 +179,7 @@ impl Store {
             ImportFormat::Tar => return Ok(Found::Files(Files::Tar)),
             ImportFormat::Dir => return Ok(Found::Files(Files::Folder)),
         };
-        Ok(Found::Images(source, candidates))
+        Ok(Found::Images(Box::new(source), candidates))
     }
 
     /// Takes in the layers and holds them.

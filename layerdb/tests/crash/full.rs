@@ -93,10 +93,10 @@ fn play(material: &Material, full_at: usize, leave: u64) -> Verdict {
 fn full_disk_during_any_request_is_told_and_harmless() {
     let material = Material::new();
     let mut failures = Vec::new();
-    for full_at in 0..STEPS.len() {
+    for (full_at, step) in STEPS.iter().enumerate() {
         for leave in [0, 4 << 10, 64 << 10, 1 << 20] {
             if let Err(wrong) = play(&material, full_at, leave) {
-                failures.push(format!("{}, {leave} bytes left: {wrong}", STEPS[full_at].name));
+                failures.push(format!("{}, {leave} bytes left: {wrong}", step.name));
             }
         }
     }

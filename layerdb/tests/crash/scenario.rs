@@ -32,6 +32,8 @@ const fn step(name: &'static str, atomic: bool, run: fn(&mut Scene<'_>) -> Resul
 }
 
 /// The scenario.
+// A method of a scene that borrows is no function for every borrow.
+#[allow(clippy::redundant_closure_for_method_calls)]
 pub const STEPS: &[Step] = &[
     step("open a new store", true, |scene| scene.open()),
     step("ingest base, pinned", true, |scene| scene.ingest(&scene.material.base, Some("keep/base"))),

@@ -44,7 +44,8 @@ fn links_out_of_the_image_stay_in_it() {
     let scene = Scene::new(Limits::default());
     let outside = scene.path().join("outside");
     std::fs::create_dir(&outside).unwrap();
-    for (number, target) in ["/", "..", "../../../../../../..", outside.to_str().unwrap()].into_iter().enumerate() {
+    for (number, target) in ["/", "..", "../../../../../../..", &outside.display().to_string()].into_iter().enumerate()
+    {
         let mut forge = Forge::new();
         forge.head(&Head::new(b'2', format!("s{number}")).link(target), 0);
         forge.file(format!("s{number}/escaped{number}"), b"x");
@@ -62,7 +63,7 @@ fn links_out_of_the_image_stay_in_it() {
 fn hard_links_out_of_the_image_are_refused() {
     let scene = Scene::new(Limits::default());
     let root = scene.store.root().join("FORMAT");
-    for target in ["../../etc/passwd", "/etc/passwd", "/dev/null", "/proc/self/exe", root.to_str().unwrap()] {
+    for target in ["../../etc/passwd", "/etc/passwd", "/dev/null", "/proc/self/exe", &root.display().to_string()] {
         let tar = Forge::new().head(&Head::new(b'1', "link").link(target), 0).end();
         scene.refuses(&tar, &["\"link\"", target]);
     }

@@ -32,15 +32,15 @@ fn child() {
     let Ok(case) = std::env::var(CASE) else { return };
     let expected = match case.as_str() {
         "nothing" => None,
-        "gzip-bomb" => Some(refused(gzip_of_zeros(1 << 30), expansion())),
-        "zstd-bomb" => Some(refused(zstd_of_zeros(1 << 30), expansion())),
+        "gzip-bomb" => Some(refused(&gzip_of_zeros(1 << 30), expansion())),
+        "zstd-bomb" => Some(refused(&zstd_of_zeros(1 << 30), expansion())),
         "sparse" => {
-            Some(refused(Forge::new().pax_sparse(2, "s", &[(0, vec![1; 512])], 1 << 62).end(), Limits::default()))
+            Some(refused(&Forge::new().pax_sparse(2, "s", &[(0, vec![1; 512])], 1 << 62).end(), Limits::default()))
         }
-        "segments" => Some(refused(segments(), Limits::default())),
-        "pax" => Some(refused(chained_records(), Limits::default())),
-        "implied" => Some(refused(implied(), Limits { metadata_bytes: 64 << 20, ..Limits::default() })),
-        "entries" => Some(refused(entries(), Limits { metadata_bytes: 64 << 20, ..Limits::default() })),
+        "segments" => Some(refused(&segments(), Limits::default())),
+        "pax" => Some(refused(&chained_records(), Limits::default())),
+        "implied" => Some(refused(&implied(), Limits { metadata_bytes: 64 << 20, ..Limits::default() })),
+        "entries" => Some(refused(&entries(), Limits { metadata_bytes: 64 << 20, ..Limits::default() })),
         other => panic!("no case {other}"),
     };
     if let Some(error) = expected {
@@ -52,10 +52,10 @@ fn child() {
     println!("peak {} bytes", kib << 10);
 }
 
-fn refused(layer: Vec<u8>, limits: Limits) -> String {
+fn refused(layer: &[u8], limits: Limits) -> String {
     let scene = Scene::new(limits);
     let options = IngestOptions { name: case_name(), ..IngestOptions::default() };
-    scene.store.ingest(&mut &layer[..], &options, &()).unwrap_err().to_string()
+    scene.store.ingest(&mut &*layer, &options, &()).unwrap_err().to_string()
 }
 
 /// The default's ratio, with less that is free.
