@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 mod image;
+mod integrity;
 mod layer;
 mod snapshot;
 
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use mica_layerdb::Rate;
 
 pub use image::{Compression, Export, ExportFormat, Image, Import, ImportFormat};
+pub use integrity::{Fsck, Scrub, Verify};
 pub use layer::Layer;
 pub use snapshot::{Commit, Snapshot};
 
@@ -63,6 +65,10 @@ pub enum Verb {
     Snapshot(Snapshot),
     /// Remove what nothing refers to.
     Gc(Gc),
+    /// Check the store, and put right what leaves no choice.
+    Fsck(Fsck),
+    /// Read all contents from the disk, and take what is damaged out of use.
+    Scrub(Scrub),
     /// Bytes: logical, stored, shared, reclaimable.
     Df,
     /// What this kernel, disk and engine offer, and what to do about what is missing.
@@ -92,6 +98,15 @@ pub struct Serve {
     /// Serve file data from the daemon even where the kernel could pass it through.
     #[arg(long)]
     pub no_passthrough: bool,
+    /// Whether contents are compared with their digests before they are served for the first time [default: never].
+    #[arg(long, value_name = "WHEN", value_parser = ["never", "first-use"])]
+    pub verify: Option<String>,
+    /// Compare the digest of a tree with the recorded one each time it is opened.
+    #[arg(long)]
+    pub verify_trees: bool,
+    /// Read all contents again and again in the background, so many MiB in a second; 0 is off [default: 0].
+    #[arg(long, value_name = "MIB")]
+    pub scrub_rate: Option<u64>,
 }
 
 /// `mica mount`

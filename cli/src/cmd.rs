@@ -3,6 +3,7 @@
 mod df;
 mod diff;
 mod doctor;
+mod fsck;
 mod gc;
 pub mod helper;
 mod image;
@@ -61,6 +62,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Image(arguments) => image::run(&context, arguments),
         Verb::Layer(arguments) => layer::run(&context, arguments),
         Verb::Snapshot(arguments) => snapshot::run(&context, arguments),
+        Verb::Fsck(arguments) => fsck::run(&context, &arguments),
+        Verb::Scrub(arguments) => fsck::scrub(&context, &arguments),
         Verb::Gc(arguments) => gc::run(&context, &arguments),
         Verb::Df => df::run(&context),
         Verb::Doctor(arguments) => {

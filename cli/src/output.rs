@@ -168,6 +168,18 @@ impl Progress for ImportProgress {
     }
 }
 
+/// Progress of checks on standard error, on a terminal only: what is being looked at.
+#[derive(Debug)]
+pub struct Steps;
+
+impl Progress for Steps {
+    fn begin(&self, name: &str, _total_bytes: Option<u64>) {
+        if io::stderr().is_terminal() {
+            complain(&format!("looking at {name}"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

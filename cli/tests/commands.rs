@@ -207,6 +207,47 @@ fn import_of_something_else_is_refused_by_name() {
 }
 
 #[test]
+fn damage_is_found_named_contained_and_repaired() {
+    let place = Place::new();
+    let layout = place.layout().display().to_string();
+    place.good(&["image", "import", &layout, "--name", "app:1"]);
+    assert!(place.good(&["fsck", "--data", "--deep"]).contains("nothing is wrong"));
+    assert!(place.good(&["layer", "verify", "--all"]).contains("whole"));
+    assert_eq!(place.json(&["scrub"])["complete"], true);
+
+    let id = Digest::of(&vec![b'x'; 9000]);
+    let object = place.path("root/objects").join(mica_layerdb::ObjectId(id).relative_path());
+    let damage = || {
+        std::fs::remove_file(&object).unwrap();
+        std::fs::write(&object, vec![b'y'; 9000]).unwrap();
+        std::fs::set_permissions(&object, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+    };
+    damage();
+    place.good(&["fsck"]);
+    for words in [&["fsck", "--data"][..], &["layer", "verify", "--all"]] {
+        let said = place.run(words);
+        assert_eq!(said.code, Some(1), "{words:?}: {said:?}");
+        assert!(said.out.contains(&id.hex()) && said.out.contains("app:1"), "{words:?}: {said:?}");
+    }
+    let repaired = place.good(&["layer", "verify", "--all", "--repair", "--from", &layout]);
+    assert!(repaired.contains("written anew") && repaired.contains(&id.hex()), "{repaired}");
+    damage();
+    let said = place.run(&["--json", "scrub"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let fsck = place.run(&["--json", "fsck"]);
+    assert_eq!(fsck.code, Some(1), "{fsck:?}");
+    let report: Value = serde_json::from_str(&fsck.out).unwrap();
+    assert_eq!(report["found"][0]["name"], "missing-object");
+    assert_eq!(report["found"][0]["severity"], "error");
+    assert_eq!(report["quarantined"].as_array().unwrap().len(), 2);
+    place.good(&["image", "import", &layout, "--name", "app:1"]);
+    let said = place.good(&["fsck", "--data", "--empty-quarantine"]);
+    assert!(said.contains("nothing is wrong"), "{said}");
+    assert!(place.bad(&["layer", "verify"], 2).contains("DIGEST"));
+    place.bad(&["layer", "verify", "--all", "--from", &layout], 2);
+}
+
+#[test]
 fn newer_store_is_refused_by_every_verb() {
     let place = Place::new();
     std::fs::create_dir(place.path("root")).unwrap();

@@ -25,7 +25,7 @@ pub mod upper;
 pub use error::{Error, Result};
 pub use inode::{Attr, Caller, DirEntry, Fh, Ino, Opened, ROOT, SetAttr, SetTime};
 pub use keeper::Keeper;
-pub use objects::Objects;
+pub use objects::{Objects, Watch};
 pub use session::{MountOptions, Session};
 pub use union::{Backing, BackingPlace, Below, Union};
 pub use upper::{Format, Upper};

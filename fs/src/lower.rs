@@ -120,6 +120,12 @@ pub trait Lower: fmt::Debug + Send + Sync {
     /// All extended attributes.
     fn xattrs(&self, ino: Ino) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
 
+    /// Does what [`Lower::open`] of this file would take long for. To be called without locks.
+    fn prepare(&self, ino: Ino) -> Result<()> {
+        let _ = ino;
+        Ok(())
+    }
+
     /// Opens the contents of a regular file.
     fn open(&self, ino: Ino) -> Result<LowerFile>;
 

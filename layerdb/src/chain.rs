@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{ChainId, DiffId, Digest};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::object::Staging;
+use crate::quarantine::{Damaged, Finding};
 use crate::store::{Batch, Family, Store, Trees, Turns};
 use crate::tree::{self, Tree, Written};
 
@@ -96,7 +97,7 @@ impl Store {
     fn build_chain(self: &Arc<Store>, id: ChainId, layers: &[DiffId]) -> Result<Arc<Tree>> {
         self.require_writable()?;
         let hold = self.hold(layers)?;
-        let trees = layers.iter().map(|layer| self.layer_tree(*layer)).collect::<Result<Vec<_>>>()?;
+        let trees = layers.iter().map(|layer| self.whole_tree(*layer)).collect::<Result<Vec<_>>>()?;
         let mut staging = Staging::new(self, hold)?;
         let mut file = self.appender(staging.create(path(id))?);
         let Written { digest, bytes, .. } = tree::merge(&trees, &mut file)?;
@@ -112,6 +113,25 @@ impl Store {
         batch.put_json(Family::Chains, key(id).as_bytes(), &record)?;
         self.db().commit(batch)?;
         self.open_tree(&path(id), &id.to_string(), bytes, digest)
+    }
+
+    /// A layer's tree, compared with its digest: what a merge makes of damage would look sound.
+    fn whole_tree(&self, diff_id: DiffId) -> Result<Arc<Tree>> {
+        let tree = self.layer_tree(diff_id)?;
+        let expected = self.layer(diff_id)?.ok_or(Error::NoLayer { diff_id })?.tree_digest;
+        let actual = tree.digest();
+        if actual == expected {
+            return Ok(tree);
+        }
+        let finding = Finding {
+            reason: "its digest is another".into(),
+            expected: Some(expected),
+            actual: Some(actual),
+            inode: None,
+        };
+        self.quarantine(Damaged::Tree(diff_id), &finding)?;
+        let what = format!("tree {diff_id}");
+        Err(Error::CorruptLayer { diff_id, source: Box::new(Error::DigestMismatch { what, expected, actual }) })
     }
 
     fn empty_tree(&self) -> Result<Arc<Tree>> {

@@ -59,7 +59,7 @@ use pace::{Halt, Pace};
 pub(crate) use roots::Roots;
 
 /// Where the sweep of objects is to begin, if the last one did not come to its end.
-const PROGRESS: &[u8] = b"gc-progress";
+pub(crate) const PROGRESS: &[u8] = b"gc-progress";
 
 /// Things looked at or removed between two moments at which others may have a lock.
 const STEP: usize = 64;

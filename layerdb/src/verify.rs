@@ -23,6 +23,29 @@ use crate::object;
 use crate::quarantine::{Damaged, Finding};
 use crate::store::Store;
 
+/// Why an object can't be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Defective {
+    /// It has no file.
+    Missing {
+        /// The length that it should have.
+        bytes: u64,
+    },
+    /// Its file is not what it should be.
+    Damaged(Finding),
+}
+
+/// The digest of an open file, read by way of the page cache, which is filled for who reads it next.
+pub fn digest_of_open(file: &File) -> std::io::Result<Digest> {
+    digest_of(file, Source::Cache, &Pace::default(), &mut |_| {}).map(|(digest, _)| digest)
+}
+
+/// Whether a failed read tells that the disk doesn't give the bytes back; other failures pass.
+pub fn is_damage(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN))
+}
+
 /// What was found of a file whose digest is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -77,7 +100,8 @@ impl Store {
         match digest_of(&file, source, pace, each) {
             Ok((actual, bytes)) if actual == expected => Ok(Verdict::Whole(bytes)),
             Ok((actual, _)) => Ok(Verdict::Corrupt { actual, inode }),
-            Err(error) => Ok(Verdict::Unreadable { reason: error.to_string(), inode }),
+            Err(error) if is_damage(&error) => Ok(Verdict::Unreadable { reason: error.to_string(), inode }),
+            Err(error) => Err(Error::io(action())(error)),
         }
     }
 
@@ -91,26 +115,12 @@ impl Store {
         self.verify_file(&object::path(id), id.0, pace, source, each)
     }
 
-    /// Compares an open object with its name, for one who is about to serve it, and takes it out of use if it is
-    /// damaged. False then. The file is read by way of the page cache, which is filled for who reads it next.
-    pub fn verify_open_object(&self, id: ObjectId, file: &File) -> Result<bool> {
-        let inode = file.metadata().map_err(Error::io(format!("stat object {id}")))?.ino();
-        let verdict = match digest_of(file, Source::Cache, &Pace::default(), &mut |_| {}) {
-            Ok((actual, _)) if actual == id.0 => return Ok(true),
-            Ok((actual, _)) => Verdict::Corrupt { actual, inode },
-            Err(error) => Verdict::Unreadable { reason: error.to_string(), inode },
-        };
-        if let Some(finding) = verdict.finding(id.0) {
-            self.quarantine(Damaged::Object(id), &finding)?;
+    /// Takes note of an object that couldn't be served: a damaged file goes out of use, and the layers that need it
+    /// are marked. Walks over all trees, but only the first time.
+    pub fn report_defective(&self, id: ObjectId, defect: &Defective) -> Result<()> {
+        match defect {
+            Defective::Missing { bytes } => self.report_missing(&[(id, Some(*bytes))]),
+            Defective::Damaged(finding) => self.quarantine(Damaged::Object(id), finding).map(drop),
         }
-        Ok(false)
-    }
-
-    /// Takes an object out of use whose length is not the one that its tree says.
-    pub fn report_length(&self, id: ObjectId, file: &File, expected_bytes: u64) -> Result<()> {
-        let metadata = file.metadata().map_err(Error::io(format!("stat object {id}")))?;
-        let reason = format!("it has {} bytes instead of {expected_bytes}", metadata.len());
-        let finding = Finding { reason, expected: Some(id.0), actual: None, inode: Some(metadata.ino()) };
-        self.quarantine(Damaged::Object(id), &finding).map(drop)
     }
 }

@@ -3,6 +3,7 @@
 mod call;
 mod compare;
 mod images;
+mod integrity;
 mod layers;
 mod pins;
 mod report;
@@ -19,9 +20,10 @@ use crate::snapshots::Snapshots;
 
 pub use call::{Call, CommitOptions};
 pub use compare::{Compared, DiffReport, HistoryLine, HistoryReport};
+pub use integrity::{FsckCall, VerifyCall};
 pub use layers::{LayerReport, LayerUsers};
-pub(crate) use pins::prune;
 pub use pins::{ImageLock, MountableImage};
+pub(crate) use pins::{ended_mounts, forget_mount, prune};
 pub use report::{ImageReport, SnapshotReport, SnapshotRow, StatusReport};
 
 /// The daemon, as its administration sees it.
@@ -101,6 +103,9 @@ impl Admin {
                 pins::prune(&self.store)?;
                 json(&self.store.df()?)
             }
+            Call::Fsck(call) => json(&self.fsck(&call, progress)?),
+            Call::LayerVerify(call) => json(&self.verify(call, progress)?),
+            Call::Scrub { bytes_per_second, restart } => json(&self.scrub(bytes_per_second, restart, progress)?),
             Call::Status => json(&self.daemon()?.1.status()),
             Call::UmountAll => {
                 let (snapshots, daemon) = self.daemon()?;

@@ -32,6 +32,23 @@ pub struct Config {
     pub limits: Limits,
     /// How much garbage the engine's cleanups may remove in a second.
     pub gc_rate: Option<Rate>,
+    /// Whether contents are compared with their digests before they are served.
+    pub verify: Verify,
+    /// Whether the digest of a tree is compared with the recorded one each time it is opened.
+    pub verify_trees: bool,
+    /// MiB of contents that are read in a second to look for damage, day and night; 0 is none.
+    pub scrub_mib_per_second: u64,
+}
+
+/// When contents are compared with their digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// When they are checked or scrubbed, not when they are served.
+    #[default]
+    Never,
+    /// Before they are served for the first time after the daemon has started.
+    FirstUse,
 }
 
 /// What the command line says; it wins over the file.
@@ -49,6 +66,12 @@ pub struct Flags {
     pub no_passthrough: bool,
     /// Limits of layers and images, as `NAME=VALUE`.
     pub limits: Vec<String>,
+    /// `never` or `first-use`.
+    pub verify: Option<String>,
+    /// Compare trees with their digests.
+    pub verify_trees: bool,
+    /// MiB scrubbed in a second.
+    pub scrub_mib_per_second: Option<u64>,
 }
 
 /// Why a configuration can't be used.
@@ -103,6 +126,9 @@ struct File {
     state: Option<PathBuf>,
     address: Option<String>,
     passthrough: Option<bool>,
+    verify: Option<Verify>,
+    verify_trees: Option<bool>,
+    scrub_mib_per_second: Option<u64>,
     #[serde(default)]
     containerd: Containerd,
     #[serde(default)]
@@ -154,6 +180,13 @@ impl Config {
             passthrough: !flags.no_passthrough && file.passthrough.unwrap_or(true),
             gc_rate: file.gc.rate,
             limits: limits(file.limits, &flags.limits)?,
+            verify: match flags.verify.as_deref() {
+                Some("first-use") => Verify::FirstUse,
+                Some(_) => Verify::Never,
+                None => file.verify.unwrap_or_default(),
+            },
+            verify_trees: flags.verify_trees || file.verify_trees.unwrap_or(false),
+            scrub_mib_per_second: flags.scrub_mib_per_second.or(file.scrub_mib_per_second).unwrap_or(0),
         })
     }
 
@@ -279,6 +312,17 @@ mod tests {
         assert_eq!(rate("[gc]\nrate = \"20M\"").unwrap(), Some(Rate::Bytes(20 << 20)));
         let error = rate("[gc]\nrate = \"fast\"").unwrap_err().to_string();
         assert!(error.contains("fast") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn load_of_what_is_verified_takes_words_and_flags_win() {
+        let config = load("verify = \"first-use\"\nverify_trees = true\nscrub_mib_per_second = 5", Flags::default());
+        let config = config.unwrap();
+        assert_eq!((config.verify, config.verify_trees, config.scrub_mib_per_second), (Verify::FirstUse, true, 5));
+        let flags = Flags { verify: Some("never".into()), scrub_mib_per_second: Some(0), ..Flags::default() };
+        let config = load("verify = \"first-use\"\nscrub_mib_per_second = 5", flags).unwrap();
+        assert_eq!((config.verify, config.verify_trees, config.scrub_mib_per_second), (Verify::Never, false, 0));
+        assert!(load("verify = \"always\"", Flags::default()).unwrap_err().to_string().contains("first-use"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod config;
 pub mod content;
 pub mod error;
 pub mod filter;
+pub mod fsck;
 pub mod grpc;
 pub mod mounts;
 pub mod server;

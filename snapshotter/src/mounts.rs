@@ -2,6 +2,7 @@
 
 mod fuse;
 pub(crate) mod live;
+mod watch;
 
 use std::fmt;
 use std::io::Write;

@@ -2,6 +2,7 @@
 
 mod notify;
 mod record;
+mod scrub;
 mod socket;
 
 use std::path::{Path, PathBuf};
@@ -130,6 +131,8 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
     let listener = UnixListener::from_std(socket.listener()?).map_err(io("listen".to_owned()))?;
     let published = record.publish(store.root())?;
     tracing::info!(root = %store.root().display(), address = %config.address(), "serving");
+    let scrubber =
+        scrub::Scrubber::start(&store, config.scrub_mib_per_second).map_err(io("start scrubbing".to_owned()))?;
     notify::send("READY=1");
     let watchdog = notify::watchdog().map(|every| tokio::spawn(notify::keep_alive(every)));
 
@@ -153,6 +156,7 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
         ended = &mut server => transport(config, ended)?,
         () = quiet(&work) => server.abort(),
     }
+    drop(scrubber);
     let farewell = farewell(snapshots).await;
     if let Some(watchdog) = watchdog {
         watchdog.abort();
@@ -208,7 +212,11 @@ impl Daemon for Handle {
 
 /// Opens the store; waits a little for a command that has it, but not for another daemon.
 fn open_store(config: &Config) -> Result<Arc<Store>, ServeError> {
-    let options = StoreOptions { limits: config.limits.clone(), ..StoreOptions::default() };
+    let options = StoreOptions {
+        verify_trees: config.verify_trees,
+        limits: config.limits.clone(),
+        ..StoreOptions::default()
+    };
     let start = Instant::now();
     loop {
         match Store::open_with(&config.root, options.clone()) {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::snapshots::{Info, Kind, Usage};
 
-const NUMBER: &[u8] = b"snapshot-number";
+pub(crate) const NUMBER: &[u8] = b"snapshot-number";
 /// Rows read at a time by scans that answer with many.
 const PAGE: usize = 512;
 
@@ -112,7 +112,7 @@ impl Record {
         self.kind == Kind::Committed && self.settling.is_none()
     }
 
-    fn op(&self, key: &str) -> Option<Op> {
+    pub(crate) fn op(&self, key: &str) -> Option<Op> {
         let state = match self.kind {
             Kind::Active | Kind::View => OpState::Mounted,
             Kind::Committed if self.settling.is_some() => OpState::Settling,
@@ -265,21 +265,21 @@ impl Rows {
     }
 }
 
-fn number_row(number: u64) -> [u8; 8] {
+pub(crate) fn number_row(number: u64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
-fn pin_row(number: u64) -> Vec<u8> {
+pub(crate) fn pin_row(number: u64) -> Vec<u8> {
     format!("snapshot/{number}").into_bytes()
 }
 
 /// The length comes first, since names may hold any character.
-fn child_row(parent: &str, child: &str) -> Vec<u8> {
+pub(crate) fn child_row(parent: &str, child: &str) -> Vec<u8> {
     let length = (parent.len() as u64).to_be_bytes();
     [&length[..], parent.as_bytes(), child.as_bytes()].concat()
 }
 
-fn label_row(label: &str, value: &str, key: &str) -> Vec<u8> {
+pub(crate) fn label_row(label: &str, value: &str, key: &str) -> Vec<u8> {
     let length = (label.len() as u64).to_be_bytes();
     let digest = Digest::of(&[&length[..], label.as_bytes(), value.as_bytes()].concat());
     [&digest.as_bytes()[..16], key.as_bytes()].concat()

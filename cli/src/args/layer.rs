@@ -22,4 +22,6 @@ pub enum Layer {
         #[arg(short = 'o', long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Read layers as a whole: trees, contents, recipes, and the tars made of them.
+    Verify(super::Verify),
 }

@@ -15,6 +15,7 @@ use crate::{Failure, output};
 /// Does one of the layer verbs.
 pub fn run(context: &Context, arguments: args::Layer) -> Result<(), Failure> {
     match arguments {
+        args::Layer::Verify(arguments) => super::fsck::verify(context, arguments),
         args::Layer::Ls => list(context),
         args::Layer::Show { digest } => show(context, digest),
         args::Layer::Export { digest, output } => export(context, digest, output.as_deref()),

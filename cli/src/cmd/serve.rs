@@ -20,6 +20,9 @@ pub fn run(context: Context, arguments: Serve) -> Result<(), Failure> {
         containerd: arguments.containerd,
         no_passthrough: arguments.no_passthrough,
         limits: arguments.limits,
+        verify: arguments.verify,
+        verify_trees: arguments.verify_trees,
+        scrub_mib_per_second: arguments.scrub_rate,
     };
     let config = Config::load(arguments.config.as_deref(), flags)?;
     // Files of containers get the modes that containers ask for.
@@ -31,5 +34,5 @@ pub fn run(context: Context, arguments: Serve) -> Result<(), Failure> {
 fn mounter(config: &Config, store: &Arc<Store>) -> mica_snapshotter::Result<Arc<dyn Mounter>> {
     let program = Path::new("/proc/self/exe");
     let mounter = FuseMounter::new(&config.state, store, program)?;
-    Ok(Arc::new(mounter.with_passthrough(config.passthrough)))
+    Ok(Arc::new(mounter.with_passthrough(config.passthrough).with_verification(config.verify)))
 }

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use mica_layerdb::ObjectId;
 use mica_layerdb::tree::{Content, Inode, Nid, Tree};
-use rustix::io::Errno;
 
 use super::{Lower, LowerEntry, LowerFile};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::inode::{Attr, FileKind, Ino, ROOT};
 use crate::objects::Objects;
 
@@ -59,11 +58,7 @@ impl TreeLower {
     }
 
     fn object(&self, id: ObjectId, size: u64) -> Result<LowerFile> {
-        let file: File = self.objects.open(id)?;
-        if file.metadata()?.len() != size {
-            let reason = format!("object {id} has another length than its tree says");
-            return Err(Error::Unavailable { reason, errno: Errno::IO });
-        }
+        let file: File = self.objects.open(id, size)?;
         Ok(LowerFile::File { file: Arc::new(file), sealed: self.objects.is_sealed() })
     }
 }
@@ -107,6 +102,17 @@ impl Lower for TreeLower {
         match self.tree.content(&inode)? {
             Content::Inline(_) => Ok(LowerFile::Inline { tree: self.tree.clone(), nid: inode.nid }),
             Content::Object(id) => self.object(id, inode.size),
+        }
+    }
+
+    fn prepare(&self, ino: Ino) -> Result<()> {
+        if !self.objects.is_verifying() {
+            return Ok(());
+        }
+        let inode = self.inode(ino)?;
+        match (inode.kind == FileKind::Regular).then(|| self.tree.content(&inode)).transpose()? {
+            Some(Content::Object(id)) => self.objects.open(id, inode.size).map(drop),
+            _ => Ok(()),
         }
     }
 

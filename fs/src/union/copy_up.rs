@@ -40,6 +40,9 @@ impl Union {
             return Ok(());
         }
         let attr = self.lower()?.attr(ino)?;
+        if keep == Keep::Contents {
+            self.lower()?.prepare(ino)?;
+        }
         if attr.is_dir() { self.copy_up_dir(ino, &attr) } else { self.copy_up_file(ino, &attr, keep) }
     }
 

@@ -114,6 +114,9 @@ impl Union {
             *count += 1;
             return Ok(Arc::clone(open));
         }
+        if self.is_lower(ino) {
+            self.lower()?.prepare(ino)?;
+        }
         let contents = RwLock::new(self.contents(ino)?);
         let open = {
             let mut opens = self.opens.lock();

@@ -30,9 +30,10 @@ impl Fsck<'_> {
             self.directory(Path::new(directory))?;
         }
         let known = |name: &OsStr| {
-            ROOT.iter().chain(&DIRECTORIES).any(|known| name == *known)
+            // What the daemon's record is written to before it has its name.
+            name.as_bytes().starts_with(b".daemon.json.")
+                || ROOT.iter().chain(&DIRECTORIES).any(|known| name == *known)
                 || name == "FORMAT.new"
-                || name == "daemon.json.new"
         };
         self.foreign(Path::new("."), known)?;
         for directory in ["layers", "chains"] {

@@ -22,6 +22,13 @@ const PAGE: usize = 512;
 /// The row of the snapshotter's counter.
 const SNAPSHOT_NUMBER: &[u8] = b"snapshot-number";
 
+/// What a collection remembers.
+#[derive(serde::Deserialize)]
+struct GcProgress {
+    #[allow(dead_code)] // It is there, and a number.
+    shard: u8,
+}
+
 /// How a row's key is shown.
 pub(super) fn shown(key: &[u8]) -> String {
     key.escape_ascii().to_string()
@@ -110,6 +117,8 @@ impl Fsck<'_> {
             serde_json::from_slice::<DamagedLayer>(value).map(drop)
         } else if key == SCRUB_KEY {
             serde_json::from_slice::<Scrub>(value).map(drop)
+        } else if key == crate::gc::PROGRESS {
+            serde_json::from_slice::<GcProgress>(value).map(drop)
         } else if key == SNAPSHOT_NUMBER {
             self.parse::<u64>(Family::System, key, value);
             return;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,12 +32,19 @@ pub struct Pace {
     bytes_per_second: Option<NonZeroU64>,
     /// When the bytes that were read so far are paid for.
     paid: Mutex<Option<Instant>>,
+    /// Nothing more is to be read.
+    stopped: AtomicBool,
 }
 
 impl Pace {
     /// At most so many bytes in a second; 0 is no limit.
     pub fn new(bytes_per_second: u64) -> Pace {
-        Pace { bytes_per_second: NonZeroU64::new(bytes_per_second), paid: Mutex::default() }
+        Pace { bytes_per_second: NonZeroU64::new(bytes_per_second), ..Pace::default() }
+    }
+
+    /// Lets whoever reads a file end at once, with [`io::ErrorKind::Interrupted`].
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Waits until so many bytes may have been read.
@@ -63,11 +71,15 @@ pub(crate) fn digest_of(
     let mut file = file;
     file.rewind()?;
     let mut direct = source == Source::Disk && set_direct(file, true);
-    let mut space = vec![0; PIECE + ALIGN];
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(PIECE).clamp(1, PIECE).next_multiple_of(ALIGN);
+    let mut space = vec![0; length + ALIGN];
     let start = space.as_ptr().align_offset(ALIGN).min(ALIGN);
-    let buffer = &mut space[start..start + PIECE];
+    let buffer = &mut space[start..start + length];
     let (mut hasher, mut bytes) = (Hasher::new(), 0);
     loop {
+        if pace.stopped.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         match file.read(buffer) {
             Ok(0) => return Ok((hasher.finish(), bytes)),
             Ok(read) => {

@@ -106,7 +106,16 @@ impl Store {
             if stop.load(Ordering::Relaxed) {
                 return Ok(false);
             }
-            let verdict = self.verify_object(id, pace, Source::Disk, &mut |bytes| progress.read("scrub", bytes))?;
+            let mut each = |bytes| {
+                progress.read("scrub", bytes);
+                if stop.load(Ordering::Relaxed) {
+                    pace.stop();
+                }
+            };
+            let verdict = match self.verify_object(id, pace, Source::Disk, &mut each) {
+                Err(_) if stop.load(Ordering::Relaxed) => return Ok(false),
+                verdict => verdict?,
+            };
             match &verdict {
                 Verdict::Missing => continue,
                 Verdict::Whole(bytes) => report.scrub.bytes += bytes,

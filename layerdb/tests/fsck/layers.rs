@@ -185,3 +185,18 @@ fn fsck_of_the_recipe_of_another_layer_finds_it_although_its_digest_is_right() {
     });
     world.repair(&["corrupt-recipe"], &["missing-recipe"]);
 }
+
+#[test]
+fn chain_of_a_corrupt_layer_tree_is_not_built_and_the_tree_goes_out_of_use() {
+    let world = World::new();
+    let layer = world.image.layers[1];
+    // The time of an inode: nothing but the digest tells.
+    flip(&world.tree(layer), 1152 + 33);
+    let error = world.store.chain(&[layer]).unwrap_err();
+    assert!(error.to_string().contains(&layer.hex()), "{error}");
+    assert!(!world.tree(layer).exists());
+    assert!(world.store.layer_damage(layer).unwrap().unwrap().tree);
+    world.import();
+    world.store.chain(&[layer]).unwrap();
+    world.expect_clean();
+}

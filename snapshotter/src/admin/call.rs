@@ -113,6 +113,17 @@ pub enum Call {
         /// The digest of an object, a layer, a blob, a chain, a manifest or a configuration, or a unique prefix of one.
         digest: String,
     },
+    /// Check the store: [`mica_layerdb::fsck::FsckReport`].
+    Fsck(super::FsckCall),
+    /// Verify layers: a list of [`mica_layerdb::verify::LayerCheck`].
+    LayerVerify(super::VerifyCall),
+    /// Read all contents: [`mica_layerdb::verify::ScrubReport`].
+    Scrub {
+        /// Bytes read in a second at most; 0 is no limit.
+        bytes_per_second: u64,
+        /// Begin anew, wherever the last scrub stopped.
+        restart: bool,
+    },
     /// What takes space: [`mica_layerdb::df::Df`].
     Df,
     /// Who serves what: [`super::StatusReport`].

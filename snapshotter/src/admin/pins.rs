@@ -5,12 +5,13 @@
 //! ends, the lock is gone; the row goes with the next collection of garbage. Neither the store nor a daemon has to be
 //! there when a mount ends.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mica_layerdb::{Batch, ChainId, Family, Image, Store};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -114,6 +115,51 @@ pub(crate) fn prune(store: &Store) -> Result<()> {
         store.db().commit(batch)?;
     }
     Ok(())
+}
+
+/// The locks and pins of mounts that have ended.
+pub(crate) fn ended_mounts(store: &Store) -> Result<BTreeSet<String>> {
+    /// A lock is made before it is held, and held before it is pinned.
+    const SETTLED: Duration = Duration::from_secs(10);
+    let folder = store.root().join(FOLDER);
+    let mut names = BTreeSet::new();
+    for (key, _) in store.db().scan(Family::Pins, PREFIX.as_bytes())? {
+        names.insert(String::from_utf8_lossy(&key[PREFIX.len()..]).into_owned());
+    }
+    let listed = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        listed => Some(listed.map_err(Error::io(format!("read {}", folder.display())))?),
+    };
+    for entry in listed.into_iter().flatten().flatten() {
+        let made = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+        if made.and_then(|made| made.elapsed().ok()).is_some_and(|age| age > SETTLED) {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    let mut ended = BTreeSet::new();
+    for name in names {
+        if !is_held(&folder.join(&name))? {
+            ended.insert(name);
+        }
+    }
+    Ok(ended)
+}
+
+/// Removes what is left of one mount that has ended.
+pub(crate) fn forget_mount(store: &Store, name: &str) -> Result<()> {
+    let path = store.root().join(FOLDER).join(name);
+    if is_held(&path)? {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    batch.delete(Family::Pins, format!("{PREFIX}{name}").as_bytes());
+    store.db().commit(batch)?;
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a process has the lock. A missing file is nobody's.

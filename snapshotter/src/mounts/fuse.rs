@@ -20,7 +20,9 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+use super::watch::Watch;
 use super::{Mounted, Mounter, Plan, Resolve};
+use crate::config::Verify;
 use crate::error::{Error, Result};
 
 /// What the keeper calls the mount of snapshot 7: `snapshot-7`.
@@ -53,6 +55,7 @@ impl FuseMounter {
         let mounts = state.join("mnt");
         make_folder(&mounts)?;
         let objects = Objects::sealed(store.objects_path()).map_err(fs_error("seal the objects"))?;
+        let objects = objects.watched_by(Arc::new(Watch::new(store)));
         Ok(FuseMounter {
             mounts,
             keeper: Mutex::new(keeper),
@@ -67,6 +70,15 @@ impl FuseMounter {
     #[must_use]
     pub fn with_passthrough(mut self, passthrough: bool) -> FuseMounter {
         self.options.passthrough = passthrough;
+        self
+    }
+
+    /// The same; objects are compared with their digests before they are served for the first time, or not.
+    #[must_use]
+    pub fn with_verification(self, verify: Verify) -> FuseMounter {
+        if verify == Verify::FirstUse {
+            self.objects.verify_first_use();
+        }
         self
     }
 
@@ -176,7 +188,7 @@ impl Mounter for FuseMounter {
 
     fn write_layer(&self, layer: Arc<Tree>, out: &mut dyn Write) -> Result<()> {
         let open = |id| {
-            let opened = self.objects.open(id);
+            let opened = self.objects.open_unverified(id);
             opened.map_err(|error| mica_layerdb::Error::io(format!("open object {id}"))(error.errno().into()))
         };
         Ok(write_tree(&layer, &open, out).map(drop)?)
