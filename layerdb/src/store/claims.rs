@@ -90,6 +90,11 @@ impl Claims {
         Some(Collection { claims: Arc::clone(self) })
     }
 
+    /// Whether a collection runs.
+    pub(crate) fn is_collecting(&self) -> bool {
+        self.table.lock().collecting
+    }
+
     /// Keeps anybody from claiming until the guard is dropped.
     pub(crate) fn lock(&self) -> Unclaimed<'_> {
         Unclaimed { table: self.table.lock() }

@@ -177,7 +177,7 @@ fn fsck_of_a_layers_row_under_another_key_is_fatal() {
 #[test]
 fn fsck_of_an_images_row_under_another_key_is_an_error() {
     let world = World::new();
-    let row = world.store.db().get(Family::Images, b"app").unwrap().unwrap();
+    let row = world.store.db().get(Family::Images, b"app:1").unwrap().unwrap();
     world.put(Family::Images, b"another", &row);
     world.left(&["misnamed-image"]);
 }
@@ -189,7 +189,7 @@ fn fsck_of_an_image_or_pin_without_its_layer_is_an_error() {
     world.put(Family::Pins, b"test/2", json!([gone]).to_string().as_bytes());
     world.left(&["missing-pinned-layer"]);
     world.delete(Family::Pins, b"test/2");
-    world.edit(Family::Images, b"app", |row| row["layers"] = json!([world.image.layers[0], gone]));
+    world.edit(Family::Images, b"app:1", |row| row["layers"] = json!([world.image.layers[0], gone]));
     let report = world.expect(&["missing-image-layer"]);
     assert!(report.found[0].text.contains(&gone.hex()), "{}", report.found[0].text);
     world.left(&["missing-image-layer"]);
@@ -198,7 +198,7 @@ fn fsck_of_an_image_or_pin_without_its_layer_is_an_error() {
 #[test]
 fn fsck_of_an_image_whose_configuration_has_other_layers_is_an_error() {
     let world = World::new();
-    world.edit(Family::Images, b"app", |row| row["layers"] = json!([world.image.layers[0]]));
+    world.edit(Family::Images, b"app:1", |row| row["layers"] = json!([world.image.layers[0]]));
     world.left(&["wrong-config"]);
 }
 

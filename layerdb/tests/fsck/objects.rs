@@ -16,7 +16,7 @@ fn fsck_of_a_missing_object_names_layers_and_images_and_the_next_import_repairs_
     let issue: Issue = serde_json::from_value(report.found[0].details.clone()).unwrap();
     let Issue::MissingObject { id, bytes, quarantined, users } = issue else { panic!("{issue:?}") };
     assert_eq!((id, bytes, quarantined), (object_of(9, 20_000), 20_000, false));
-    assert_eq!((users.layers_total, users.images.as_slice()), (2, &["app".to_owned()][..]));
+    assert_eq!((users.layers_total, users.images.as_slice()), (2, &["app:1".to_owned()][..]));
     world.import();
     world.expect(&["missing-object"]);
     let report = world.repair(&["missing-object"], &["missing-object"]);
@@ -35,7 +35,7 @@ fn fsck_of_an_object_of_another_length_moves_it_to_quarantine() {
     world.repair(&["wrong-length"], &["missing-object"]);
     let notes = world.store.quarantined().unwrap();
     assert_eq!((notes.len(), notes[0].bytes), (1, 9_999));
-    assert_eq!(notes[0].images, ["app"]);
+    assert_eq!(notes[0].images, ["app:1"]);
     world.import();
     world.expect_clean();
 }
@@ -58,7 +58,7 @@ fn fsck_of_a_corrupt_object_finds_it_by_its_content_only() {
 #[test]
 fn fsck_of_a_corrupt_object_that_nothing_names_finds_it_too() {
     let world = World::new();
-    world.store.remove_image("app").unwrap();
+    world.store.remove_image("app:1").unwrap();
     world.delete(mica_layerdb::Family::Pins, b"test/1");
     for layer in &world.image.layers {
         world.delete(mica_layerdb::Family::Layers, layer.hex().as_bytes());

@@ -179,7 +179,7 @@ pub fn assert_names(report: &FsckReport, names: &[&str]) {
 }
 
 pub fn import(store: &Arc<Store>, path: &Path) -> Image {
-    store.import(&ImportSource::OciDir(path.to_path_buf()), Some("app"), &()).unwrap().remove(0)
+    store.import(&ImportSource::OciDir(path.to_path_buf()), Some("app:1"), &()).unwrap().remove(0)
 }
 
 /// Changes a byte in place: the inode stays.
