@@ -90,14 +90,14 @@ impl Objects {
         let metadata = file.metadata()?;
         if metadata.len() != bytes {
             let reason = format!("it has {} bytes instead of {bytes}", metadata.len());
-            return Err(self.damaged(id, &metadata, reason, None));
+            return Err(self.damaged(id, &metadata, &reason, None));
         }
         let Some(verified) = self.verified.get() else { return Ok(file) };
         verified.once(id, || match mica_layerdb::verify::digest_of_open(&file) {
             Ok(actual) if actual == id.0 => Ok(()),
-            Ok(actual) => Err(self.damaged(id, &metadata, "its digest is another".to_owned(), Some(actual))),
+            Ok(actual) => Err(self.damaged(id, &metadata, "its digest is another", Some(actual))),
             Err(error) if mica_layerdb::verify::is_damage(&error) => {
-                Err(self.damaged(id, &metadata, format!("it can't be read: {error}"), None))
+                Err(self.damaged(id, &metadata, &format!("it can't be read: {error}"), None))
             }
             Err(error) => Err(error.into()),
         })?;
@@ -108,19 +108,20 @@ impl Objects {
         &self,
         id: ObjectId,
         metadata: &std::fs::Metadata,
-        reason: String,
+        reason: &str,
         actual: Option<mica_layerdb::Digest>,
     ) -> Error {
         use std::os::unix::fs::MetadataExt as _;
-        let finding = Finding { reason: reason.clone(), expected: Some(id.0), actual, inode: Some(metadata.ino()) };
+        let finding = Finding { reason: reason.to_owned(), expected: Some(id.0), actual, inode: Some(metadata.ino()) };
         self.tell(id, Defective::Damaged(finding));
         Error::Unavailable { reason: format!("object {id} is corrupt: {reason}"), errno: Errno::IO }
     }
 
     fn tell(&self, id: ObjectId, defect: Defective) {
-        match &self.watch {
-            Some(watch) => watch.found(id, defect),
-            None => tracing::error!(object = %id, ?defect, "an object can't be served"),
+        if let Some(watch) = &self.watch {
+            watch.found(id, defect);
+        } else {
+            tracing::error!(object = %id, ?defect, "an object can't be served");
         }
     }
 

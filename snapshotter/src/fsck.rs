@@ -86,7 +86,7 @@ impl SnapshotChecks {
         for (key, record) in &seen.records {
             parent(&seen, key, record, &mut issues);
             indexes(&seen, key, record, &mut issues);
-            self.number(&seen, key, record, &mut issues)?;
+            self.number(&seen, key, record, &mut issues);
         }
         strays(&seen, &mut issues);
         self.folders(&seen, &mut issues)?;
@@ -138,7 +138,9 @@ impl SnapshotChecks {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let rows = self.store.db().scan_from(family, b"", after.as_deref(), PAGE)?;
-            rows.iter().for_each(|(key, value)| visit(key, value));
+            for (key, value) in &rows {
+                visit(key, value);
+            }
             match rows.into_iter().next_back() {
                 Some((key, _)) => after = Some(key),
                 None => return Ok(()),
@@ -164,7 +166,7 @@ impl SnapshotChecks {
     }
 
     /// What is kept under a snapshot's number.
-    fn number(&self, seen: &Seen, key: &str, record: &Record, issues: &mut Vec<SnapshotIssue>) -> Result<()> {
+    fn number(&self, seen: &Seen, key: &str, record: &Record, issues: &mut Vec<SnapshotIssue>) {
         let number = record.number;
         let key = || key.to_owned();
         if seen.ops.get(&number) != record.op(&key()).map(Some).as_ref() {
@@ -175,7 +177,7 @@ impl SnapshotChecks {
             issues.push(I::MissingFolder { key: key(), number });
         }
         if !record.is_settled() {
-            return Ok(());
+            return;
         }
         if !matches!(seen.usage.get(&number), Some(Some(_))) {
             issues.push(I::MissingUsage { key: key(), number });
@@ -190,7 +192,6 @@ impl SnapshotChecks {
                 issues.push(I::WrongPin { key: key(), number, expected });
             }
         }
-        Ok(())
     }
 
     fn folders(&self, seen: &Seen, issues: &mut Vec<SnapshotIssue>) -> Result<()> {

@@ -212,11 +212,8 @@ impl Daemon for Handle {
 
 /// Opens the store; waits a little for a command that has it, but not for another daemon.
 fn open_store(config: &Config) -> Result<Arc<Store>, ServeError> {
-    let options = StoreOptions {
-        verify_trees: config.verify_trees,
-        limits: config.limits.clone(),
-        ..StoreOptions::default()
-    };
+    let options =
+        StoreOptions { verify_trees: config.verify_trees, limits: config.limits.clone(), ..StoreOptions::default() };
     let start = Instant::now();
     loop {
         match Store::open_with(&config.root, options.clone()) {
