@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mica_layerdb::disk::{FaultyDisk, RealDisk};
 use mica_layerdb::{
-    Batch, DiffId, Digest, Family, GcOptions, GcReport, Hold, Image, IngestOptions, ObjectId, Store, StoreOptions,
+    Batch, DiffId, Digest, Error, Family, GcOptions, GcReport, Hold, Image, IngestOptions, ObjectId, Store,
+    StoreOptions,
 };
 use tempfile::TempDir;
 
@@ -57,7 +58,13 @@ impl Shop {
     fn open(directory: TempDir) -> Shop {
         let disk = Arc::new(FaultyDisk::new(RealDisk::open(directory.path()).unwrap()));
         let options = StoreOptions { disk: Some(disk.clone()), ..StoreOptions::default() };
-        let store = Store::open_with(directory.path(), options).unwrap();
+        let store = loop {
+            match Store::open_with(directory.path(), options.clone()) {
+                // A program that another test starts has the lock too, from fork(2) to execve(2).
+                Err(Error::Locked { .. }) => std::thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
         Shop { directory, disk, store }
     }
 
