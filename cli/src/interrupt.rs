@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -33,10 +33,9 @@ impl Unfinished {
     /// Makes the folder, and sees to its removal.
     pub fn create(path: &Path) -> io::Result<Unfinished> {
         watch()?;
+        let mut unfinished = unfinished();
         fs::DirBuilder::new().mode(0o700).create(path)?;
-        if let Ok(mut unfinished) = UNFINISHED.lock() {
-            *unfinished = Some(path.to_path_buf());
-        }
+        *unfinished = Some(path.to_path_buf());
         Ok(Unfinished { path: Some(path.to_path_buf()) })
     }
 
@@ -47,8 +46,11 @@ impl Unfinished {
 
     /// Gives the folder its name, which nothing or an empty folder has.
     pub fn finish(mut self, name: &Path) -> io::Result<()> {
-        let synced = fs::File::open(self.path()).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
-        synced.and_then(|()| fs::rename(self.path(), name))?;
+        let folder = fs::File::open(self.path())?;
+        rustix::fs::syncfs(folder)?;
+        let mut unfinished = unfinished();
+        fs::rename(self.path(), name)?;
+        *unfinished = None;
         self.path = None;
         Ok(())
     }
@@ -56,13 +58,18 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Ok(mut unfinished) = UNFINISHED.lock() {
+        if let Some(path) = &self.path {
+            let mut unfinished = unfinished();
+            remove(path);
             *unfinished = None;
         }
-        if let Some(path) = &self.path {
-            remove(path);
-        }
     }
+}
+
+/// The folder that is not finished. Whoever makes, names or removes it holds this meanwhile, so that the program does not
+/// end in between.
+fn unfinished() -> MutexGuard<'static, Option<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a signal on a thread of its own, and ends the program when one came.
@@ -84,10 +91,11 @@ fn watch() -> io::Result<()> {
             }
         });
         HAPPENED.store(true, Ordering::Relaxed);
-        let unfinished = UNFINISHED.lock().ok().and_then(|mut unfinished| unfinished.take());
-        if let Some(path) = unfinished {
-            remove(&path);
+        let unfinished = unfinished();
+        if let Some(path) = &*unfinished {
+            remove(path);
         }
+        // Still holding it.
         std::process::exit(status);
     });
     Ok(())
