@@ -1,6 +1,6 @@
 //! A store in memory for inputs that are to be taken in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mica_layerdb::{IngestOptions, Layer, Limits, Store, StoreOptions};
@@ -53,10 +53,12 @@ impl Default for World {
     }
 }
 
-/// The fastest filesystem there is.
-pub fn memory() -> &'static Path {
-    let shared = Path::new("/dev/shm");
-    if shared.is_dir() { shared } else { Path::new("/tmp") }
+/// Where stores are made: what the caller removes afterwards, or else the fastest filesystem there is.
+pub fn memory() -> PathBuf {
+    let given = std::env::var_os("MICA_FUZZ_MEMORY").map(PathBuf::from);
+    given
+        .or_else(|| Some(PathBuf::from("/dev/shm")).filter(|shared| shared.is_dir()))
+        .unwrap_or_else(std::env::temp_dir)
 }
 
 /// Limits that keep a single input quick; each of them can be reached by an input of ordinary length.

@@ -1,13 +1,13 @@
 //! A layer is taken in: an uncompressed tar through the whole of `Store::ingest`.
 
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use mica_layerdb::{Compression, DiffId, Digest, Error, IngestOptions, Kind, Layer};
 
 use super::store::{World, limits};
 use super::walk::walk;
 
-static WORLD: LazyLock<Mutex<World>> = LazyLock::new(Mutex::default);
+static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
 pub fn run(data: &[u8]) {
     let mut world = world();
@@ -33,8 +33,14 @@ pub fn run(data: &[u8]) {
     world.require_no_leftovers();
 }
 
-pub fn world() -> MutexGuard<'static, World> {
-    WORLD.lock().unwrap_or_else(PoisonError::into_inner)
+/// The store of this process; whoever doesn't end with [`close`] leaves its folder behind.
+pub fn world() -> MappedMutexGuard<'static, World> {
+    MutexGuard::map(WORLD.lock(), |world| world.get_or_insert_default())
+}
+
+/// Removes the store of this process.
+pub fn close() {
+    drop(WORLD.lock().take());
 }
 
 /// A refusal blames the layer, and is short enough to be shown.

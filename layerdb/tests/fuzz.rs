@@ -42,6 +42,7 @@ fn replay(target: &str, run: fn(&[u8])) -> usize {
             count += 1;
         }
     }
+    tar::close();
     count
 }
 
