@@ -100,7 +100,7 @@ impl Podman {
             "[containers]\nnetns = \"none\"\ndefault_sysctls = []\nlog_driver = \"k8s-file\"\n\
              default_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
              [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\nruntime = \"runc\"\n\
-             tmp_dir = \"{run}/state/tmp\"\n\
+             tmp_dir = \"{run}/state/tmp\"\nlock_type = \"file\"\n\
              conmon_path = [\"{programs}/bin/conmon\"]\nhelper_binaries_dir = [\"{programs}/lib/podman\"]\n\
              [engine.runtimes]\nrunc = [\"{run}/runc\"]\n[network]\nnetwork_backend = \"netavark\"\n"
         );
