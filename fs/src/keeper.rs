@@ -82,28 +82,34 @@ impl Keeper {
         if Channel::connect(socket).is_ok() {
             return Ok(Keeper::at(socket, None));
         }
-        let mut child = Command::new(program)
-            .arg("keeper")
-            .arg("--socket")
-            .arg(socket)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| failed(format!("can't start {}: {error}", program.display()), &error))?;
+        let start = || {
+            Command::new(program)
+                .arg("keeper")
+                .arg("--socket")
+                .arg(socket)
+                .current_dir("/")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .map_err(|error| failed(format!("can't start {}: {error}", program.display()), &error))
+        };
+        let mut child = start()?;
         let deadline = Instant::now() + START;
         loop {
             if Channel::connect(socket).is_ok() {
                 return Ok(Keeper::at(socket, Some(child)));
             }
-            // Another one may have been faster: then ours has ended and the next connect succeeds.
-            let ended = child.try_wait().ok().flatten().is_some_and(|status| !status.success());
-            if ended || Instant::now() > deadline {
+            let ended = child.try_wait().ok().flatten();
+            if ended.is_some_and(|status| !status.success()) || Instant::now() > deadline {
                 let reason = format!("{} does not answer at {}", program.display(), socket.display());
                 return Err(Error::Keeper { reason, errno: Errno::CONNREFUSED });
             }
             std::thread::sleep(Duration::from_millis(2));
+            if ended.is_some() && Channel::connect(socket).is_err() {
+                // Another one had the place: one that does not listen yet, or that is ending.
+                child = start()?;
+            }
         }
     }
 

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::io::Errno;
@@ -24,73 +23,98 @@ use crate::error::{Error, Result};
 pub fn serve(socket: &Path) -> Result<()> {
     // Signals meant for the process group of whoever started this one must not end it.
     let _ = rustix::process::setsid();
-    let Some(_lock) = lock(socket)? else { return Ok(()) };
-    let listener = Arc::new(listen_at(socket)?);
+    let Some(post) = Post::take(socket)? else { return Ok(()) };
+    let post = Arc::new(post);
     let table = Table::default();
-    let stopping = Arc::new(AtomicBool::new(false));
-    while !stopping.load(Ordering::Acquire) {
-        let client = match accept_with(&*listener, SocketFlags::CLOEXEC) {
+    let (stopped, is_stopped) = std::sync::mpsc::channel();
+    loop {
+        let client = match accept_with(&post.listener, SocketFlags::CLOEXEC) {
             Ok(client) => client,
-            Err(Errno::INTR | Errno::CONNABORTED | Errno::INVAL) => continue,
+            // What is said of a listener that was shut down.
+            Err(Errno::INVAL) if table.is_closed() => break,
+            Err(Errno::INTR | Errno::CONNABORTED) => continue,
             Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
                 std::thread::sleep(std::time::Duration::from_millis(50));
                 continue;
             }
             Err(errno) => return Err(errno.into()),
         };
-        let (table, stopping, listener) = (table.clone(), stopping.clone(), listener.clone());
+        let (table, post, stopped) = (table.clone(), post.clone(), stopped.clone());
         // A thread of its own, so that a mount that hangs keeps nobody else waiting.
         let _ = std::thread::Builder::new().stack_size(256 << 10).spawn(move || {
-            if converse(&table, client) {
-                stopping.store(true, Ordering::Release);
-                let _ = shutdown(&*listener, Shutdown::Both);
+            if converse(&table, &post, client) {
+                let _ = stopped.send(());
             }
         });
     }
-    std::fs::remove_file(socket)?;
+    // Whoever stopped it is told so first.
+    let _ = is_stopped.recv();
     Ok(())
 }
 
-/// Serves one client; true when the keeper is to end.
-fn converse(table: &Table, client: OwnedFd) -> bool {
+/// Serves one client; true when it has stopped the keeper.
+fn converse(table: &Table, post: &Post, client: OwnedFd) -> bool {
     let ours = socket_peercred(&client).is_ok_and(|peer| peer.uid == rustix::process::getuid() || peer.uid.is_root());
     let channel = Channel::over(client);
     while ours && let Ok(Some((request, _))) = channel.receive::<Request>() {
         let stop = matches!(request, Request::Stop);
         let done = match table.handle(request) {
-            Ok((answers, descriptors)) => answer(&channel, &answers, &descriptors),
+            Ok((answers, descriptors)) => {
+                if stop {
+                    // Before the answer: whoever has it may start another keeper at once.
+                    post.leave();
+                }
+                answer(&channel, &answers, &descriptors).map(|()| stop)
+            }
             Err(error) => {
                 let failure = Answer::Failed { reason: error.to_string(), errno: error.errno().raw_os_error() };
                 channel.send(&failure, &[]).map(|()| false)
             }
         };
         match done {
-            Ok(true) if stop && table.is_empty() => return true,
-            Ok(_) => {}
-            Err(_) => return false,
+            Ok(false) => {}
+            Ok(true) => return true,
+            Err(_) => return stop && table.is_closed(),
         }
     }
     false
 }
 
-fn answer(channel: &Channel, answers: &[Answer], descriptors: &[OwnedFd]) -> Result<bool> {
+fn answer(channel: &Channel, answers: &[Answer], descriptors: &[OwnedFd]) -> Result<()> {
     let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     for answer in answers {
         channel.send(answer, &descriptors)?;
     }
-    channel.send(&Answer::End, &[])?;
-    Ok(true)
+    channel.send(&Answer::End, &[])
 }
 
-/// At most one keeper per socket; the lock ends with the process.
-fn lock(socket: &Path) -> Result<Option<File>> {
-    let mut path = PathBuf::from(socket).into_os_string();
-    path.push(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(errno.into()),
+/// Where a keeper is found.
+struct Post {
+    socket: PathBuf,
+    listener: OwnedFd,
+    /// At most one keeper per socket; the lock ends with the process at the latest.
+    lock: File,
+}
+
+impl Post {
+    /// `None` when another keeper has it.
+    fn take(socket: &Path) -> Result<Option<Post>> {
+        let mut path = PathBuf::from(socket).into_os_string();
+        path.push(".lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Post { socket: socket.to_owned(), listener: listen_at(socket)?, lock })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// No client finds it any more, and another keeper can take its place. A socket that can't be removed refuses its
+    /// clients, and the next keeper removes it.
+    fn leave(&self) {
+        let _ = std::fs::remove_file(&self.socket);
+        let _ = shutdown(&self.listener, Shutdown::Both);
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 

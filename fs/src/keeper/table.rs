@@ -17,7 +17,14 @@ use crate::error::{Error, Result};
 
 /// The connections by name. A copy is the same table.
 #[derive(Clone, Default)]
-pub(super) struct Table(Arc<Mutex<HashMap<String, Slot>>>);
+pub(super) struct Table(Arc<Mutex<Slots>>);
+
+#[derive(Default)]
+struct Slots {
+    by_id: HashMap<String, Slot>,
+    /// Nothing is taken in any more: the process ends.
+    closed: bool,
+}
 
 enum Slot {
     /// Being mounted.
@@ -47,28 +54,28 @@ impl Table {
             }
             Request::List => Ok((self.list(), Vec::new())),
             Request::Forget { id } => {
-                let forgotten = self.0.lock().remove(&id);
+                let forgotten = self.0.lock().by_id.remove(&id);
                 drop(forgotten);
                 Ok((Vec::new(), Vec::new()))
             }
-            Request::Stop if self.is_empty() => Ok((Vec::new(), Vec::new())),
-            Request::Stop => {
-                Err(Error::Keeper { reason: "there are mounts that it keeps".to_owned(), errno: Errno::BUSY })
-            }
+            Request::Stop => self.close(),
         }
     }
 
     fn mount(&self, id: &str, mountpoint: Vec<u8>, how: &Attach) -> Result<(Vec<Answer>, Vec<OwnedFd>)> {
         {
             let mut slots = self.0.lock();
-            slots.retain(|_, slot| slot.is_alive());
-            if slots.contains_key(id) {
+            if slots.closed {
+                return Err(Error::Keeper { reason: "it is ending".to_owned(), errno: Errno::CONNREFUSED });
+            }
+            let alive = slots.alive();
+            if alive.contains_key(id) {
                 return Err(Error::Keeper { reason: format!("{id} is mounted already"), errno: Errno::EXIST });
             }
-            slots.insert(id.to_owned(), Slot::Reserved);
+            alive.insert(id.to_owned(), Slot::Reserved);
         }
         let made = made(mountpoint, how);
-        let mut slots = self.0.lock();
+        let slots = &mut self.0.lock().by_id;
         match made {
             Ok(entry) => {
                 let answer = entry.answer();
@@ -89,14 +96,14 @@ impl Table {
                 |entry| if is_alive(&entry.device) { Ok(entry.answer()?) } else { Ok((Vec::new(), Vec::new())) },
             )?;
         if taken.0.is_empty() {
-            self.0.lock().remove(id);
+            self.0.lock().by_id.remove(id);
             return Err(Error::Keeper { reason: format!("{id} is not mounted any more"), errno: Errno::NOTCONN });
         }
         Ok(taken)
     }
 
     fn entry<T>(&self, id: &str, with: impl FnOnce(&mut Entry) -> Result<T>) -> Result<T> {
-        match self.0.lock().get_mut(id) {
+        match self.0.lock().by_id.get_mut(id) {
             Some(Slot::Held(entry)) => with(entry),
             _ => Err(Error::Keeper { reason: format!("{id} is not held"), errno: Errno::NOENT }),
         }
@@ -104,8 +111,7 @@ impl Table {
 
     fn list(&self) -> Vec<Answer> {
         let mut slots = self.0.lock();
-        slots.retain(|_, slot| slot.is_alive());
-        let held = slots.iter().filter_map(|(id, slot)| match slot {
+        let held = slots.alive().iter().filter_map(|(id, slot)| match slot {
             Slot::Reserved => None,
             Slot::Held(entry) => {
                 Some(Answer::Held { id: id.clone(), mountpoint: entry.mountpoint.clone(), ready: entry.init.is_some() })
@@ -114,11 +120,26 @@ impl Table {
         held.collect()
     }
 
-    /// Whether there is nothing to stay for.
-    pub(super) fn is_empty(&self) -> bool {
+    /// From now on nothing is mounted here, unless there is something to stay for.
+    fn close(&self) -> Result<(Vec<Answer>, Vec<OwnedFd>)> {
         let mut slots = self.0.lock();
-        slots.retain(|_, slot| slot.is_alive());
-        slots.is_empty()
+        if !slots.alive().is_empty() {
+            return Err(Error::Keeper { reason: "there are mounts that it keeps".to_owned(), errno: Errno::BUSY });
+        }
+        slots.closed = true;
+        Ok((Vec::new(), Vec::new()))
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.lock().closed
+    }
+}
+
+impl Slots {
+    /// Those that are still mounted; the others are dropped.
+    fn alive(&mut self) -> &mut HashMap<String, Slot> {
+        self.by_id.retain(|_, slot| slot.is_alive());
+        &mut self.by_id
     }
 }
 
