@@ -3,12 +3,16 @@
 //! The textual form is the one of the OCI image specification ("descriptor", section *Digests*):
 //! `sha256:` and 64 lower-case hexadecimal digits.
 
+mod hasher;
+mod pair;
+
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
+
+pub use hasher::Hasher;
 
 const PREFIX: &str = "sha256:";
 const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -20,7 +24,9 @@ pub struct Digest([u8; 32]);
 impl Digest {
     /// The digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        let mut hasher = Hasher::new();
+        hasher.update(bytes);
+        hasher.finish()
     }
 
     /// Takes a digest computed elsewhere.
@@ -93,27 +99,6 @@ impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).map_err(serde::de::Error::custom)
-    }
-}
-
-/// SHA-256 of bytes that arrive piece by piece.
-#[derive(Clone, Default, Debug)]
-pub struct Hasher(Sha256);
-
-impl Hasher {
-    /// A hasher that has seen nothing.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Takes the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    /// The digest of all bytes taken.
-    pub fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
     }
 }
 

@@ -1,9 +1,9 @@
 //! Taking in a layer: a tar stream becomes objects, a tree file and a record.
 //!
 //! ```text
-//! input -> decompress thread -> chunks -+-> diff-id thread
-//!                                       +-> this thread: entries -> contents -> objects (staged in tmp/)
-//!                                                               -> tree
+//! input -> feeding thread: blob's digest -> pieces -> decompressing thread -> chunks
+//!       -> this thread: diff-id -> entries -> tree, recipe
+//!                                          -> contents -> delivering thread: objects (staged in tmp/)
 //! then: sync, rename, sync, metadata batch
 //! ```
 //!
@@ -16,8 +16,10 @@
 
 mod contents;
 mod decompress;
+mod delivery;
 mod entry;
 mod fault;
+mod feed;
 pub(crate) mod header;
 pub(crate) mod pax;
 mod plant;
@@ -31,9 +33,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::bounded;
 
-use crate::digest::{BlobDigest, DiffId, Digest, Hasher};
+use crate::digest::{BlobDigest, DiffId, Digest};
 use crate::error::{Error, Result};
 use crate::layer::{self, Layer};
 use crate::limits::Limits;
@@ -41,11 +43,13 @@ use crate::object::Staging;
 use crate::recipe::{Recorded, Recorder};
 use crate::store::{Batch, Family, Hold, Store};
 use crate::tree::{Builder, Written};
-use decompress::{Counted, Outlet, Pumped, pump};
+use decompress::{Outlet, Pumped, pump};
+use delivery::{DELIVERIES_QUEUED, Deliveries, deliver};
 use entry::Entries;
 use fault::Fault;
+use feed::{Fed, PIECES_QUEUED, Pieces, feed};
 use plant::Plant;
-use stream::{CHUNKS_QUEUED, Item, Stream, recycle};
+use stream::{CHUNKS_QUEUED, Stream};
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,6 +184,7 @@ struct Ingest<'a> {
 
 /// What the threads found.
 struct Grown {
+    diff_id: DiffId,
     builder: Builder,
     recorded: Recorded,
     entries: u64,
@@ -191,8 +196,9 @@ impl Ingest<'_> {
         let mut staging = Staging::new(self.store, hold)?;
         let scratch = || Ok(self.store.appender(self.store.scratch()?));
         let (spool, recorder) = (scratch()?, Recorder::new(scratch()?, scratch()?)?);
-        let (grown, pumped, diff_id) = self.read(input, &mut staging, Builder::new(spool)?, recorder)?;
-        self.compare(diff_id, pumped.digest)?;
+        let (grown, pumped, fed) = self.read(input, &mut staging, Builder::new(spool)?, recorder)?;
+        let diff_id = grown.diff_id;
+        self.compare(diff_id, fed.digest)?;
         // Claimed before its file appears, or a collection could take the file of an older record with it.
         staging.hold().layer(diff_id, || ());
         let mut file = self.store.appender(staging.create(layer::path(diff_id))?);
@@ -206,7 +212,7 @@ impl Ingest<'_> {
             diff_id,
             tar_bytes: pumped.tar_bytes,
             blob: self.options.expect_blob,
-            blob_bytes: pumped.read_bytes,
+            blob_bytes: fed.bytes,
             entries: grown.entries,
             content_bytes: grown.content_bytes,
             new_bytes: staging.new_bytes(),
@@ -240,40 +246,47 @@ impl Ingest<'_> {
         staging: &mut Staging,
         builder: Builder,
         recorder: Recorder,
-    ) -> Result<(Grown, Pumped, DiffId)> {
-        let options = self.options;
-        let limits = self.limits();
-        let (to_hash, hashed) = bounded(CHUNKS_QUEUED);
-        let (to_parse, parsed) = bounded(CHUNKS_QUEUED);
-        let (give_back, spare) = bounded(CHUNKS_QUEUED);
-        let give_back_hashed = give_back.clone();
-        let counted = Counted::new(input, options.expect_blob.is_some(), &options.name, self.progress);
+    ) -> Result<(Grown, Pumped, Fed)> {
+        let (options, limits, progress) = (self.options, self.limits(), self.progress);
+        let (pieces_to, pieces_from) = bounded(PIECES_QUEUED);
+        let (spare_pieces_to, spare_pieces_from) = bounded(PIECES_QUEUED);
+        let (chunks_to, chunks_from) = bounded(CHUNKS_QUEUED);
+        let (spare_chunks_to, spare_chunks_from) = bounded(CHUNKS_QUEUED);
         thread::scope(|scope| {
-            let pumping = scope.spawn(move || {
-                let outlet = Outlet { readers: [to_hash, to_parse], spare };
-                pump(counted, options.compression, limits, &outlet)
+            let feeding = scope.spawn(move || {
+                feed(input, options.expect_blob.is_some(), &options.name, progress, &pieces_to, &spare_pieces_from)
             });
-            let hashing = scope.spawn(move || hash(&hashed, &give_back_hashed));
-            let grown = self.grow(Entries::new(Stream::new(parsed, give_back, recorder), limits), staging, builder);
+            let pumping = scope.spawn(move || {
+                let outlet = Outlet { to: chunks_to, spare: spare_chunks_from };
+                pump(Pieces::new(pieces_from, spare_pieces_to), options.compression, limits, &outlet)
+            });
+            let (deliveries_to, deliveries_from) = bounded(DELIVERIES_QUEUED);
+            let spare = spare_chunks_to.clone();
+            let delivering = scope.spawn(move || deliver(staging, &deliveries_from, &spare));
+            let stream = Stream::new(chunks_from, spare_chunks_to, recorder);
+            let grown = self.grow(Entries::new(stream, limits), Deliveries::new(deliveries_to), builder);
+            join(delivering.join())??;
             let pumped = join(pumping.join())?;
-            let diff_id = DiffId(join(hashing.join())?);
+            let fed = join(feeding.join())?;
             let grown = grown.map_err(|fault| fault.into_error(&options.name))?;
-            Ok((grown, pumped, diff_id))
+            Ok((grown, pumped, fed))
         })
     }
 
-    fn grow(&self, mut entries: Entries<'_>, staging: &mut Staging, builder: Builder) -> Result<Grown, Fault> {
+    fn grow(&self, mut entries: Entries<'_>, mut objects: Deliveries, builder: Builder) -> Result<Grown, Fault> {
         let mut plant = Plant::new(builder, self.limits());
         while let Some(entry) = entries.next()? {
-            plant.add(entry, &mut entries, staging)?;
+            plant.add(entry, &mut entries, &mut objects)?;
         }
+        objects.end()?;
         let count = entries.count();
-        let recorded = entries.finish()?.finish()?;
+        let (recorder, diff_id) = entries.finish()?;
+        let recorded = recorder.finish()?;
         if let Some(first) = &plant.dropped_xattr {
             tracing::warn!(layer = %self.options.name, first, "extended attributes that Linux doesn't know are left out");
         }
         let content_bytes = plant.content_bytes;
-        Ok(Grown { builder: plant.finish()?, recorded, entries: count, content_bytes })
+        Ok(Grown { diff_id, builder: plant.finish()?, recorded, entries: count, content_bytes })
     }
 
     fn compare(&self, diff_id: DiffId, blob: Option<Digest>) -> Result<()> {
@@ -292,17 +305,6 @@ impl Ingest<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// The second thread: the digest of everything.
-fn hash(chunks: &Receiver<Item>, spare: &crossbeam_channel::Sender<Vec<u8>>) -> Digest {
-    let mut hasher = Hasher::new();
-    // A broken stream is reported by the parser, which gets the same.
-    while let Ok(Ok(chunk)) = chunks.recv() {
-        hasher.update(&chunk);
-        recycle(chunk, spare);
-    }
-    hasher.finish()
 }
 
 fn join<T>(result: thread::Result<T>) -> Result<T> {

@@ -24,6 +24,8 @@ use crate::store::Store;
 use crate::store::claims::Hold;
 use crate::walk;
 
+pub(crate) use writer::{DIRECT_MIN, Writer};
+
 /// Up to this many files are synced one by one, more with one syncfs(2): that one has to wait for everybody's
 /// writes on the filesystem, not just ours.
 const SYNC_ONE_BY_ONE: usize = 8;

@@ -72,7 +72,7 @@ pub struct Store {
     /// A sync failed: the kernel may have dropped what was written, so nothing may be acknowledged any more.
     broken: AtomicBool,
     /// Holds the advisory lock. Dropped last, so that RocksDB is closed before another process may come.
-    _lock: OwnedFd,
+    _lock: Lock,
 }
 
 impl Store {
@@ -216,13 +216,25 @@ fn require_empty(disk: &dyn Disk, root: &Path) -> Result<()> {
     }
 }
 
-fn lock(disk: &dyn Disk, root: &Path) -> Result<OwnedFd> {
+/// The store is ours. Given up by name, not by closing: a child that is just being started has a copy of the descriptor
+/// until it has replaced its image.
+#[derive(Debug)]
+struct Lock(OwnedFd);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // The kernel gives it up with the last descriptor otherwise.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock(disk: &dyn Disk, root: &Path) -> Result<Lock> {
     let action = || format!("lock {}", root.join(LOCK).display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(disk.root(), LOCK, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|error| Error::io(action())(error.into()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { root: root.to_path_buf() }),
         Err(error) => Err(Error::io(action())(error.into())),
     }

@@ -1,5 +1,6 @@
 //! Importing: plan first, then take in the layers, then give the images their names in one step.
 
+use std::cmp::Reverse;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::layer::Layer;
 use crate::object::Staging;
 use crate::store::{Batch, Family, Hold, Store};
 
-/// Layers taken in at once: each has three threads, of which decompression is the slowest.
+/// Layers taken in at once: each has four threads, of which decompression is the slowest.
 const PARALLEL: usize = 2;
 
 /// What a source is taken for.
@@ -182,21 +183,22 @@ impl Store {
         Ok(Found::Images(Box::new(source), candidates))
     }
 
-    /// Takes in the layers and holds them.
+    /// Takes in the layers and holds them. The largest come first, so that none of them is worked on alone at the end.
     fn ingest_all(
         self: &Arc<Store>,
         source: &Source,
         layers: &[PlannedLayer],
         progress: &dyn Progress,
     ) -> Result<Vec<(Layer, Hold)>> {
+        let mut order: Vec<usize> = (0..layers.len()).collect();
+        order.sort_by_key(|at| Reverse(layers[*at].bytes));
         let next = AtomicUsize::new(0);
         let done: Mutex<Vec<(Layer, Hold)>> = Mutex::new(Vec::new());
         let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
         let work = || {
             while failed.lock().is_none() {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(layer) = layers.get(at) else { return };
-                match self.ingest_planned(source, layer, progress) {
+                let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                match self.ingest_planned(source, &layers[at], progress) {
                     Ok(ingested) => done.lock().push(ingested),
                     Err(error) => {
                         let mut failed = failed.lock();

@@ -1,20 +1,21 @@
 //! The contents of files: small ones into the tree, the others to the object store.
 
+use super::delivery::{Deliveries, Order};
 use super::entry::{Entries, Entry, Piece};
-use super::fault::{Fault, Result};
-use crate::object::Staging;
+use super::fault::Result;
+use crate::digest::{Hasher, ObjectId};
 use crate::tree::{Body, INLINE_MAX};
 
 /// Reads the contents of the entry that was returned last.
-pub(super) fn read(entry: &Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<Body> {
-    if entry.size <= INLINE_MAX { inline(entry, entries) } else { object(entry, entries, staging) }
+pub(super) fn read(entry: &Entry, entries: &mut Entries<'_>, objects: &mut Deliveries) -> Result<Body> {
+    if entry.size <= INLINE_MAX { inline(entry, entries) } else { object(entry, entries, objects) }
 }
 
 fn inline(entry: &Entry, entries: &mut Entries<'_>) -> Result<Body> {
     let mut bytes = Vec::with_capacity(entry.size as usize);
-    entries.contents(entry, |piece| {
+    entries.contents(entry, None, |piece| {
         match piece {
-            Piece::Data(data) => bytes.extend_from_slice(data),
+            Piece::Data(span) => bytes.extend_from_slice(&span),
             Piece::Hole(zeros) => bytes.resize(bytes.len() + zeros as usize, 0),
         }
         Ok(())
@@ -22,15 +23,15 @@ fn inline(entry: &Entry, entries: &mut Entries<'_>) -> Result<Body> {
     Ok(Body::Inline(bytes))
 }
 
-fn object(entry: &Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<Body> {
-    let mut writer = staging.begin()?;
-    entries.contents(entry, |piece| {
-        match piece {
-            Piece::Data(data) => staging.write(&mut writer, data),
-            Piece::Hole(zeros) => staging.skip(&mut writer, zeros),
-        }
-        .map_err(Fault::Store)
+fn object(entry: &Entry, entries: &mut Entries<'_>, objects: &mut Deliveries) -> Result<Body> {
+    let mut digest = Hasher::new();
+    entries.contents(entry, Some(&mut digest), |piece| {
+        objects.give(match piece {
+            Piece::Data(span) => Order::Data(span),
+            Piece::Hole(zeros) => Order::Hole(zeros),
+        })
     })?;
-    let (id, size) = staging.finish(writer)?;
-    Ok(Body::Object { id, size })
+    let id = ObjectId(digest.finish());
+    objects.give(Order::End(id))?;
+    Ok(Body::Object { id, size: entry.size })
 }

@@ -4,7 +4,8 @@ use super::fault::{Fault, Result};
 use super::header::{Header, is_header};
 use super::pax::Extensions;
 use super::sparse::{self, Segment};
-use super::stream::{BLOCK, Stream};
+use super::stream::{BLOCK, Span, Stream};
+use crate::digest::{DiffId, Hasher};
 use crate::limits::{Limits, over};
 use crate::recipe::Recorder;
 use crate::tree::{NodeId, Timestamp};
@@ -45,8 +46,8 @@ pub(super) struct Entry {
 }
 
 /// A part of a file's contents.
-pub(super) enum Piece<'a> {
-    Data(&'a [u8]),
+pub(super) enum Piece {
+    Data(Span),
     /// So many zeros.
     Hole(u64),
 }
@@ -243,20 +244,30 @@ impl<'a> Entries<'a> {
         if claimed > BLOCK as u64 { self.stream.pad(claimed) } else { Ok(()) }
     }
 
-    /// Hands the contents of the entry that was returned last to `sink`.
-    pub(super) fn contents(&mut self, entry: &Entry, mut sink: impl FnMut(Piece<'_>) -> Result<()>) -> Result<()> {
+    /// Hands the contents of the entry that was returned last to `sink`, and to `digest`.
+    pub(super) fn contents(
+        &mut self,
+        entry: &Entry,
+        mut digest: Option<&mut Hasher>,
+        mut sink: impl FnMut(Piece) -> Result<()>,
+    ) -> Result<()> {
         let Some(segments) = &entry.sparse else {
-            return self.stream.contents(entry.stored, |bytes| sink(Piece::Data(bytes)));
+            return self.stream.contents(entry.stored, digest, |span| sink(Piece::Data(span)));
         };
         let mut at = 0;
-        for segment in segments {
+        let end = Segment { offset: entry.size, bytes: 0 };
+        for segment in segments.iter().chain([&end]) {
             if segment.offset > at {
-                sink(Piece::Hole(segment.offset - at))?;
+                let hole = segment.offset - at;
+                if let Some(digest) = &mut digest {
+                    digest.update_zeros(hole);
+                }
+                sink(Piece::Hole(hole))?;
             }
-            self.stream.contents(segment.bytes, |bytes| sink(Piece::Data(bytes)))?;
+            self.stream.contents(segment.bytes, digest.as_deref_mut(), |span| sink(Piece::Data(span)))?;
             at = segment.offset + segment.bytes;
         }
-        if entry.size > at { sink(Piece::Hole(entry.size - at)) } else { Ok(()) }
+        Ok(())
     }
 
     /// Says which inode has the contents that were taken, and passes over what is left of their last block.
@@ -280,10 +291,10 @@ impl<'a> Entries<'a> {
         self.stream.pad(entry.stored)
     }
 
-    /// Reads what is behind the end of the archive, and gives the recipe of it all.
-    pub(super) fn finish(mut self) -> Result<Recorder> {
+    /// Reads what is behind the end of the archive, and gives the recipe and the digest of it all.
+    pub(super) fn finish(mut self) -> Result<(Recorder, DiffId)> {
         self.stream.drain()?;
-        Ok(self.stream.into_recorder())
+        Ok(self.stream.finish())
     }
 }
 

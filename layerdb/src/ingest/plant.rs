@@ -8,11 +8,11 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::contents;
+use super::delivery::Deliveries;
 use super::entry::{Entries, Entry, EntryKind};
 use super::fault::{Fault, Result, shown};
 use crate::error::Error;
 use crate::limits::{Limits, over};
-use crate::object::Staging;
 use crate::tree::{Attributes, Body, Builder, FileKind, NAME_MAX, NodeId, representable, whiteout};
 
 /// Symbolic links followed for one name, as in path_resolution(7).
@@ -84,12 +84,12 @@ impl<'a> Plant<'a> {
     }
 
     /// Takes in an entry and its contents.
-    pub(super) fn add(&mut self, entry: Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<()> {
+    pub(super) fn add(&mut self, entry: Entry, entries: &mut Entries<'_>, objects: &mut Deliveries) -> Result<()> {
         let (path, offset) = (entry.path.clone(), entry.offset);
-        self.place(entry, entries, staging).map_err(|fault| locate(fault, &path, offset))
+        self.place(entry, entries, objects).map_err(|fault| locate(fault, &path, offset))
     }
 
-    fn place(&mut self, mut entry: Entry, entries: &mut Entries<'_>, staging: &mut Staging) -> Result<()> {
+    fn place(&mut self, mut entry: Entry, entries: &mut Entries<'_>, objects: &mut Deliveries) -> Result<()> {
         self.count(&entry, entries)?;
         let xattrs = std::mem::take(&mut entry.xattrs);
         let parts =
@@ -97,7 +97,7 @@ impl<'a> Plant<'a> {
         let Some((name, parents)) = parts.split_last() else { return self.place_root(&entry, xattrs) };
         if parts.iter().any(|part| part.starts_with(WHITEOUT_META) && *part != OPAQUE) {
             if parents == [LINKS] && entry.kind == EntryKind::File {
-                let node = self.file(&entry, xattrs, entries, staging, |plant, attributes, body| {
+                let node = self.file(&entry, xattrs, entries, objects, |plant, attributes, body| {
                     plant.builder.insert_unnamed(attributes, body)
                 })?;
                 self.aufs_links.insert((*name).into(), node);
@@ -116,7 +116,7 @@ impl<'a> Plant<'a> {
         }
         if entry.kind == EntryKind::File {
             let insert = |plant: &mut Self, attributes, body| plant.builder.insert(dir, name, attributes, body);
-            return self.file(&entry, xattrs, entries, staging, insert).map(|_| ());
+            return self.file(&entry, xattrs, entries, objects, insert).map(|_| ());
         }
         let attributes = self.attributes(&entry, xattrs)?;
         if entry.kind == EntryKind::Symlink {
@@ -134,10 +134,10 @@ impl<'a> Plant<'a> {
         entry: &Entry,
         xattrs: Xattrs,
         entries: &mut Entries<'_>,
-        staging: &mut Staging,
+        objects: &mut Deliveries,
         insert: impl FnOnce(&mut Self, Attributes, Body) -> Result<NodeId, Error>,
     ) -> Result<NodeId> {
-        let body = contents::read(entry, entries, staging)?;
+        let body = contents::read(entry, entries, objects)?;
         self.content_bytes += entry.size;
         let attributes = self.attributes(entry, xattrs)?;
         let node = insert(self, attributes, body)?;

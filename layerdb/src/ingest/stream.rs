@@ -1,28 +1,29 @@
-//! The uncompressed tar as a stream of shared chunks, in memory bounded by their number.
+//! The uncompressed tar as a stream of chunks, in memory bounded by their number.
 //!
-//! Whatever is taken from it goes into the layer's recipe as it is, but for [`Stream::contents`]: who takes these tells
-//! the recipe where they went.
+//! Whatever is taken from it goes into the layer's digest. It goes into the layer's recipe as it is, but for
+//! [`Stream::contents`]: who takes these tells the recipe where they went.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::fault::{Fault, Result};
+use crate::digest::{DiffId, Hasher};
 use crate::recipe::Recorder;
 
-/// Bytes of a chunk: small enough for the second reader to find it in the cache.
+/// Bytes of a chunk: small enough for the next thread to find it in the cache.
 pub(super) const CHUNK: usize = 256 << 10;
 
-/// Chunks between two threads. With the ones being filled and read, about 10 MiB for each ingest.
+/// Chunks between two threads. With the ones being filled and read, about 9 MiB for each ingest.
 pub(super) const CHUNKS_QUEUED: usize = 16;
 
 /// Bytes of a tar block.
 pub(super) const BLOCK: usize = 512;
 
 /// A part of the stream, or why there are no more.
-pub(super) type Item = Result<Arc<Vec<u8>>, Broken>;
+pub(super) type Item = Result<Vec<u8>, Broken>;
 
 /// Why a stream ended before its end.
 #[derive(Debug)]
@@ -33,6 +34,35 @@ pub(super) enum Broken {
     Input(io::Error),
 }
 
+/// A part of a chunk, which it shares.
+#[derive(Clone, Debug)]
+pub(super) struct Span {
+    chunk: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Span {
+    /// Done with it. The memory of a chunk that nobody needs any more is given back.
+    pub(super) fn recycle(self, spare: &Sender<Vec<u8>>) {
+        recycle(self.chunk, spare);
+    }
+}
+
+impl Deref for Span {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.chunk[self.range.clone()]
+    }
+}
+
+fn recycle(chunk: Arc<Vec<u8>>, spare: &Sender<Vec<u8>>) {
+    if let Some(buffer) = Arc::into_inner(chunk) {
+        // A full channel or no receiver means that nobody needs its memory.
+        drop(spare.try_send(buffer));
+    }
+}
+
 /// Reads the stream block by block.
 pub(super) struct Stream {
     input: Receiver<Item>,
@@ -40,20 +70,13 @@ pub(super) struct Stream {
     chunk: Arc<Vec<u8>>,
     at: usize,
     offset: u64,
+    hasher: Hasher,
     recorder: Recorder,
-}
-
-/// Gives a chunk's memory back once its last reader has finished.
-pub(super) fn recycle(chunk: Arc<Vec<u8>>, spare: &Sender<Vec<u8>>) {
-    if let Some(buffer) = Arc::into_inner(chunk) {
-        // A full channel or no receiver means that nobody needs it.
-        drop(spare.try_send(buffer));
-    }
 }
 
 impl Stream {
     pub(super) fn new(input: Receiver<Item>, spare: Sender<Vec<u8>>, recorder: Recorder) -> Stream {
-        Stream { input, spare, chunk: Arc::default(), at: 0, offset: 0, recorder }
+        Stream { input, spare, chunk: Arc::default(), at: 0, offset: 0, hasher: Hasher::new(), recorder }
     }
 
     /// Bytes read so far.
@@ -66,9 +89,9 @@ impl Stream {
         &mut self.recorder
     }
 
-    /// The recipe of all that was taken.
-    pub(super) fn into_recorder(self) -> Recorder {
-        self.recorder
+    /// The recipe and the digest of all that was taken.
+    pub(super) fn finish(self) -> (Recorder, DiffId) {
+        (self.recorder, DiffId(self.hasher.finish()))
     }
 
     /// The next bytes: at most `most`, and at least one unless the stream is at its end.
@@ -76,7 +99,7 @@ impl Stream {
         while self.at == self.chunk.len() {
             match self.input.recv() {
                 Ok(Ok(chunk)) => {
-                    recycle(std::mem::replace(&mut self.chunk, chunk), &self.spare);
+                    recycle(std::mem::replace(&mut self.chunk, Arc::new(chunk)), &self.spare);
                     self.at = 0;
                 }
                 Ok(Err(Broken::Bad(reason))) => return Err(Fault::bad(b"", self.offset, reason)),
@@ -105,6 +128,7 @@ impl Stream {
             buffer[filled..filled + next.len()].copy_from_slice(next);
             filled += next.len();
         }
+        self.hasher.update(&buffer[..filled]);
         self.recorder.literal(&buffer[..filled])?;
         Ok(filled)
     }
@@ -120,8 +144,20 @@ impl Stream {
         }
     }
 
-    /// Hands the next `bytes` bytes, which are a file's contents, to `sink`, piece by piece.
-    pub(super) fn contents(&mut self, bytes: u64, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// The span of the chunk goes into the digest and the recipe.
+    fn keep(&mut self, span: Range<usize>) -> Result<()> {
+        self.hasher.update(&self.chunk[span.clone()]);
+        self.recorder.literal(&self.chunk[span])?;
+        Ok(())
+    }
+
+    /// Hands the next `bytes` bytes, which are a file's contents, to `sink`, piece by piece, and to `digest`.
+    pub(super) fn contents(
+        &mut self,
+        bytes: u64,
+        mut digest: Option<&mut Hasher>,
+        mut sink: impl FnMut(Span) -> Result<()>,
+    ) -> Result<()> {
         let mut left = bytes;
         while left > 0 {
             let span = self.next(left)?;
@@ -129,7 +165,11 @@ impl Stream {
                 return Err(self.truncated(left, bytes));
             }
             left -= span.len() as u64;
-            sink(&self.chunk[span])?;
+            match &mut digest {
+                Some(digest) => self.hasher.update_both(digest, &self.chunk[span.clone()]),
+                None => self.hasher.update(&self.chunk[span.clone()]),
+            }
+            sink(Span { chunk: Arc::clone(&self.chunk), range: span })?;
         }
         Ok(())
     }
@@ -143,7 +183,7 @@ impl Stream {
                 return Err(self.truncated(left, bytes));
             }
             left -= span.len() as u64;
-            self.recorder.literal(&self.chunk[span])?;
+            self.keep(span)?;
         }
         Ok(())
     }
@@ -176,7 +216,7 @@ impl Stream {
             if span.is_empty() {
                 return Ok(());
             }
-            self.recorder.literal(&self.chunk[span])?;
+            self.keep(span)?;
         }
     }
 }

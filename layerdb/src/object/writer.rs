@@ -9,7 +9,7 @@ use std::io::{Seek as _, SeekFrom};
 use memmap2::MmapMut;
 
 use super::{Staged, Staging};
-use crate::digest::{Hasher, ObjectId};
+use crate::digest::ObjectId;
 use crate::disk::direct;
 use crate::error::{Error, Result};
 
@@ -18,7 +18,7 @@ const BUFFER: usize = 1 << 20;
 
 /// Contents of at least this size go past the page cache: in images they are a tenth of the objects and five sixths
 /// of their bytes.
-const DIRECT_MIN: usize = 64 << 10;
+pub(crate) const DIRECT_MIN: usize = 64 << 10;
 
 /// Shorter holes are written as zeros.
 const HOLE_MIN: u64 = 64 << 10;
@@ -26,7 +26,6 @@ const HOLE_MIN: u64 = 64 << 10;
 /// An object being written.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    hasher: Hasher,
     /// Page-aligned, as direct writes need it.
     buffer: MmapMut,
     filled: usize,
@@ -52,25 +51,19 @@ impl Staging {
             Some(buffer) => buffer,
             None => MmapMut::map_anon(BUFFER).map_err(Error::io("make a buffer"))?,
         };
-        Ok(Writer { hasher: Hasher::new(), buffer, filled: 0, size: 0, file: None })
+        Ok(Writer { buffer, filled: 0, size: 0, file: None })
     }
 
     /// Appends to an object.
     pub(crate) fn write(&mut self, writer: &mut Writer, bytes: &[u8]) -> Result<()> {
-        writer.hasher.update(bytes);
         writer.size += bytes.len() as u64;
         self.gather(writer, bytes)
     }
 
     /// Appends zeros to an object. Those of a long hole get no blocks on the disk.
     pub(crate) fn skip(&mut self, writer: &mut Writer, bytes: u64) -> Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; HOLE_MIN as usize] = [0; HOLE_MIN as usize];
         const BLOCK: u64 = direct::BLOCK as u64;
-        let pieces = |bytes: u64| {
-            let zeros = ZEROS.len() as u64;
-            (0..bytes.div_ceil(zeros)).map(move |at| &ZEROS[..(bytes - at * zeros).min(zeros) as usize])
-        };
-        pieces(bytes).for_each(|zeros| writer.hasher.update(zeros));
         let mut written = bytes;
         if bytes >= HOLE_MIN {
             // Zeros to the next block, the hole, zeros behind its last whole block.
@@ -85,12 +78,11 @@ impl Staging {
             written = bytes - before - hole;
         }
         writer.size += bytes;
-        pieces(written).try_for_each(|zeros| self.gather(writer, zeros))
+        self.gather(writer, &ZEROS[..written as usize])
     }
 
-    /// Ends an object and gives its name and size.
-    pub(crate) fn finish(&mut self, mut writer: Writer) -> Result<(ObjectId, u64)> {
-        let id = ObjectId(std::mem::take(&mut writer.hasher).finish());
+    /// Ends an object, whose bytes have this digest, and gives its size.
+    pub(crate) fn finish(&mut self, mut writer: Writer, id: ObjectId) -> Result<u64> {
         let have = self.have(id, writer.size)?;
         if have {
             if let Some(open) = &writer.file {
@@ -101,7 +93,7 @@ impl Staging {
             self.adopt(Staged { id, size: writer.size, number })?;
         }
         self.buffer = Some(writer.buffer);
-        Ok((id, writer.size))
+        Ok(writer.size)
     }
 
     /// Puts bytes into the buffer, and the buffer into the file when it is full.
@@ -223,8 +215,8 @@ mod tests {
             let bytes = noise(length);
             let mut writer = staging.begin().unwrap();
             bytes.chunks(100_003).for_each(|piece| staging.write(&mut writer, piece).unwrap());
-            let (id, size) = staging.finish(writer).unwrap();
-            assert_eq!((id, size), (ObjectId(Digest::of(&bytes)), length as u64));
+            let id = ObjectId(Digest::of(&bytes));
+            assert_eq!(staging.finish(writer, id).unwrap(), length as u64);
             written.push((id, bytes));
         }
         staging.publish().unwrap();
@@ -261,8 +253,8 @@ mod tests {
                     staging.skip(&mut writer, *bytes).unwrap();
                 }
             }
-            let (id, size) = staging.finish(writer).unwrap();
-            assert_eq!((id, size), (ObjectId(Digest::of(&expected)), expected.len() as u64), "{case:?}");
+            let id = ObjectId(Digest::of(&expected));
+            assert_eq!(staging.finish(writer, id).unwrap(), expected.len() as u64, "{case:?}");
             staging.publish().unwrap();
             let path = store.objects_path().join(id.relative_path());
             assert_eq!(std::fs::read(&path).unwrap(), expected, "{case:?}");
@@ -281,7 +273,7 @@ mod tests {
         for _ in 0..2 {
             let mut writer = staging.begin().unwrap();
             staging.write(&mut writer, &bytes).unwrap();
-            staging.finish(writer).unwrap();
+            staging.finish(writer, ObjectId(Digest::of(&bytes))).unwrap();
         }
         assert_eq!(std::fs::read_dir(store.root().join(&staging.directory)).unwrap().count(), 1);
         assert_eq!(staging.new_bytes(), bytes.len() as u64);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Pace, Source, Verdict};
-use crate::digest::{Digest, ObjectId};
+use crate::digest::{Digest, Hasher, ObjectId};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::image::ImportSource;
@@ -132,12 +132,17 @@ fn copy(store: &Arc<Store>, other: &Store, layer: &Layer, damaged: &[Damaged]) -
 
 fn copy_object(staging: &mut Staging, id: ObjectId, file: &File) -> Result<()> {
     let mut writer = staging.begin()?;
-    each_piece(file, |piece| staging.write(&mut writer, piece))?;
-    let (found, _) = staging.finish(writer)?;
+    let mut hasher = Hasher::new();
+    each_piece(file, |piece| {
+        hasher.update(piece);
+        staging.write(&mut writer, piece)
+    })?;
+    let found = ObjectId(hasher.finish());
+    // It was whole a moment ago. Otherwise what was written has its own name and belongs to nothing.
+    staging.finish(writer, found)?;
     if found == id {
         return Ok(());
     }
-    // It was whole a moment ago. What was written has its own name and belongs to nothing.
     Err(Error::DigestMismatch { what: format!("object {id} of the other store"), expected: id.0, actual: found.0 })
 }
 
