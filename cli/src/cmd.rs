@@ -43,9 +43,16 @@ impl Context {
 
     /// The folder of sockets and mountpoints, as the kernel lists mounts in it.
     fn state(&self) -> PathBuf {
-        let state = absolute(self.state.as_deref().unwrap_or(Path::new(DEFAULT_STATE)));
+        let state = self.state.clone().or_else(users_state);
+        let state = absolute(state.as_deref().unwrap_or(Path::new(DEFAULT_STATE)));
         std::fs::canonicalize(&state).unwrap_or(state)
     }
+}
+
+/// The folder that a user without privilege has for what lasts no longer than his session.
+fn users_state() -> Option<PathBuf> {
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    folder.filter(|_| !rustix::process::geteuid().is_root()).map(|folder| Path::new(&folder).join("mica"))
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -8,7 +8,7 @@ use mica_layerdb::tree::Tree;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::lower::{Lower, TreeLower};
+use crate::lower::{DirsLower, Lower, TreeLower};
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::union::{Below, Union};
@@ -21,9 +21,13 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
         return Err(Error::Option { option: "lowerdir".to_owned(), reason: "is missing".to_owned() });
     }
     let format = options.format.unwrap_or_else(Format::detect);
-    let lower = crate::lower::DirsLower::open(&options.lower, format)?;
+    let lower = DirsLower::with_owners(&options.lower, format, options.owners)?;
     let upper = match (&options.upper, &options.work) {
-        (Some(upper), Some(work)) => Some(Upper::open(upper, work, format)?),
+        (Some(upper), Some(work)) => {
+            let upper = Upper::open(upper, work, format)?.with_owners(options.owners);
+            upper.own_root(lower.root_owner()?)?;
+            Some(upper)
+        }
         _ => None,
     };
     Union::new(Below::Ready(Arc::new(lower)), upper)

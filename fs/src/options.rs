@@ -13,6 +13,7 @@ use rustix::mount::MountAttrFlags;
 
 use crate::error::{Error, Result};
 use crate::ids::IdMap;
+use crate::owners::Owners;
 use crate::session::MountOptions;
 use crate::upper::Format;
 
@@ -27,6 +28,8 @@ pub struct Options {
     pub work: Option<PathBuf>,
     /// `userxattr`, or its contrary: which extended attributes the layers use. Without, what the process may use.
     pub format: Option<Format>,
+    /// `xattr_permissions`: where owners and modes are kept.
+    pub owners: Owners,
     /// What the mount looks like.
     pub mount: MountOptions,
 }
@@ -151,14 +154,27 @@ impl Options {
             "squash_to_gid" => number("group").map(|id| shown.ids.squash_group = Some(id)),
             "fsync" | "sync" => switch().map(|sync| shown.volatile = !sync),
             "noxattrs" => switch().map(|without| shown.no_xattrs = without),
-            "xattr_permissions" if text == "0" => Ok(()),
-            "xattr_permissions" => Err("only 0 is supported: owners and modes are those of the disk".to_owned()),
+            "xattr_permissions" => match &*text {
+                "0" => Ok(Owners::Disk),
+                "1" => Ok(Owners::Security),
+                "2" => Ok(Owners::Containers),
+                _ => Err(format!("\"{text}\" is none of 0, 1 and 2")),
+            }
+            .map(|owners| {
+                self.owners = owners;
+                // The disk's ACLs name the disk's owners.
+                shown.no_acls |= owners != Owners::Disk;
+            }),
             "redirect_dir" | "xino" | "index" if matches!(&*text, "on" | "off" | "auto") => Ok(()),
             "metacopy" if text == "off" => Ok(()),
             "threaded" | "writeback" | "fast_ino" | "fast_ino_check" => switch().map(drop),
             "timeout" => text.parse::<f64>().map(drop).map_err(|_| format!("\"{text}\" is no number of seconds")),
-            // Labels are the kernel's: a mount that it labels says so to mount(8).
-            "context" | "fscontext" | "defcontext" | "rootcontext" | "plugins" | "max_write" => Ok(()),
+            "context" | "fscontext" | "defcontext" | "rootcontext" => {
+                self.mount.labels.retain(|(known, _)| known != name);
+                self.mount.labels.push((name.to_owned(), text.trim_matches('"').to_owned()));
+                Ok(())
+            }
+            "plugins" | "max_write" => Ok(()),
             _ => return None,
         };
         match taken {
@@ -320,12 +336,13 @@ mod tests {
         assert!(shown.volatile && shown.no_acls && !shown.static_nlink && !shown.no_xattrs);
         assert_eq!((shown.ids.squash_user, shown.ids.squash_group), (Some(0), Some(9)));
         assert_eq!(shown.ids.users, IdMap::parse("0:1000:1").unwrap());
+        assert_eq!(options.mount.labels, [("context".to_owned(), "system_u:object_r:t:s0:c1,c2".to_owned())]);
         assert_eq!(options.lower, ["/a", "/b"].map(PathBuf::from));
     }
 
     #[test]
     fn a_known_option_with_a_wrong_value_is_refused_by_name() {
-        for option in ["uidmapping=1", "squash_to_uid=x", "fsync=2", "xattr_permissions=2", "redirect_dir=maybe"] {
+        for option in ["uidmapping=1", "squash_to_uid=x", "fsync=2", "xattr_permissions=3", "redirect_dir=maybe"] {
             let message = parsed(&format!("lowerdir=/a,{option}")).unwrap_err().to_string();
             assert!(message.contains(option.split('=').next().unwrap()), "{message}");
         }

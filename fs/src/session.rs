@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
+use rustix::mount::MountAttrFlags;
 
 use crate::error::{Error, Result};
 use crate::fuse::{Adapter, Serving, Shown};
+use crate::fusermount::unmount;
 use crate::keeper::{Attach, Connection, Keeper};
 use crate::union::Union;
 
@@ -47,6 +48,8 @@ pub struct MountOptions {
     /// nosuid, nodev, noexec and the treatment of access times. None of them by default: a container's root needs what
     /// they take away.
     pub attributes: MountAttrFlags,
+    /// Security labels for all files: options of the kernel and their values.
+    pub labels: Vec<(String, String)>,
     /// What programs see of owners, attributes and syncs.
     pub shown: Shown,
 }
@@ -60,8 +63,10 @@ impl Default for MountOptions {
             fsname: "mica".to_owned(),
             subtype: "mica".to_owned(),
             threads,
-            allow_other: true,
+            // Without privilege it takes leave of the machine's administrator (fuse.conf).
+            allow_other: rustix::process::geteuid().is_root(),
             attributes: MountAttrFlags::empty(),
+            labels: Vec::new(),
             shown: Shown::default(),
         }
     }
@@ -111,11 +116,12 @@ impl Session {
             read_only: options.read_only || union.is_read_only(),
             allow_other: options.allow_other,
             attributes: options.attributes.bits(),
+            labels: options.labels.clone(),
         };
         let connection = keeper.mount(id, mountpoint, &attach)?;
         Session::start(keeper, id, connection, union, options).inspect_err(|_| {
             // Nobody answers there, so nobody may find it.
-            let _ = unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            let _ = unmount(mountpoint, true);
             let _ = keeper.forget(id);
         })
     }
@@ -186,9 +192,7 @@ impl Session {
         if self.has_ended() {
             return Ok(());
         }
-        let mut flags = UnmountFlags::NOFOLLOW;
-        flags.set(UnmountFlags::DETACH, lazy);
-        match unmount(&self.mountpoint, flags) {
+        match unmount(&self.mountpoint, lazy) {
             // Not a mountpoint, or gone with its folder: unmounted by somebody else.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => {
@@ -253,6 +257,7 @@ mod tests {
             read_only: true,
             allow_other: true,
             attributes: 0,
+            labels: Vec::new(),
         };
         first(&keeper.mount("one", &mountpoint, &attach).unwrap());
         assert!(!keeper.held().unwrap()[0].ready);

@@ -8,6 +8,7 @@
 //! ```
 
 pub(crate) mod format;
+mod owned;
 mod spot;
 
 use std::ffi::CStr;
@@ -21,6 +22,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::owners::Owners;
 pub use format::Format;
 pub(crate) use format::{Found, Mark, Marks};
 pub(crate) use spot::Spot;
@@ -37,6 +39,7 @@ pub struct Upper {
     pub(crate) links: Arc<OwnedFd>,
     pub(crate) format: Format,
     pub(crate) fresh_root: bool,
+    pub(crate) owners: Owners,
     next: AtomicU64,
 }
 
@@ -85,7 +88,8 @@ impl Upper {
         empty(&tmp)?;
         // Modes come from the union's programs with their own mask applied; this process's must not be as well.
         rustix::process::umask(Mode::empty());
-        Ok(Upper { root: Arc::new(root), tmp, orphans, links, format, fresh_root: false, next: AtomicU64::new(0) })
+        let (root, owners) = (Arc::new(root), Owners::Disk);
+        Ok(Upper { root, tmp, orphans, links, format, fresh_root: false, owners, next: AtomicU64::new(0) })
     }
 
     /// Says that the upper's root directory is only a container: until something in it changes, the union's root has

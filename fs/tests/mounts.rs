@@ -4,6 +4,8 @@
 #[path = "mounts/served.rs"]
 mod served;
 
+#[path = "mounts/owners.rs"]
+mod owners;
 #[path = "mounts/passthrough.rs"]
 mod passthrough;
 #[path = "mounts/rules.rs"]

@@ -5,6 +5,7 @@ mod containers;
 mod harness;
 mod images;
 mod layers;
+mod mounting;
 mod podman;
 mod removal;
 mod requests;

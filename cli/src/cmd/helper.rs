@@ -94,7 +94,13 @@ impl Helper {
         for text in &line.options {
             ignored.extend(options.take(text.as_bytes()).map_err(|error| Failure::text(error.to_string()))?);
         }
-        report(self.form, line.sloppy, &ignored)?;
+        if self.form == Form::FuseOverlayfs && !labels_files() {
+            // Engines ask for labels wherever they are; fuse-overlayfs takes no notice anywhere.
+            options.mount.labels.clear();
+        }
+        if !mount::is_second_process() {
+            report(self.form, line.sloppy, &ignored)?;
+        }
         options.check().map_err(|error| Failure::text(error.to_string()))?;
         if options.lower.is_empty() {
             return Err(Failure::text("no lowerdir: what is to be mounted?"));
@@ -136,6 +142,11 @@ fn report(form: Form, sloppy: bool, ignored: &[String]) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether this kernel knows what a label is.
+fn labels_files() -> bool {
+    std::fs::read_to_string("/proc/filesystems").is_ok_and(|known| known.contains("selinuxfs"))
 }
 
 /// Many layers are many open files.

@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use mica_fs::Objects;
 use mica_fs::keeper::Keeper;
 use mica_fs::mount::{union_of_dirs, union_of_image};
 use mica_fs::options::Options;
 use mica_fs::session::Session;
 use mica_fs::union::Union;
+use mica_fs::{Objects, Owners};
 use mica_layerdb::tree::Tree;
 use mica_snapshotter::admin::{Call, ImageLock, MountableImage};
 use rustix::fs::{Mode, OFlags};
@@ -36,6 +36,11 @@ const BACKGROUND: &str = "MICA_MOUNT_BACKGROUND";
 /// What it says when the mount answers.
 const READY: &[u8] = b"ready\n";
 
+/// Whether another process has read the command line before, and told what is to be told of it.
+pub fn is_second_process() -> bool {
+    std::env::var_os(BACKGROUND).is_some()
+}
+
 /// Mounts.
 pub fn run(context: &Context, arguments: &Mount) -> Result<(), Failure> {
     mount(context, arguments, &options(arguments)?)
@@ -44,7 +49,7 @@ pub fn run(context: &Context, arguments: &Mount) -> Result<(), Failure> {
 /// Mounts with options that have been read already.
 pub fn mount(context: &Context, arguments: &Mount, options: &Options) -> Result<(), Failure> {
     let mountpoint = mountpoint(arguments)?;
-    let background = std::env::var_os(BACKGROUND).is_some();
+    let background = is_second_process();
     if arguments.foreground || background {
         serve(context, arguments, options, &mountpoint, background)
     } else {
@@ -68,6 +73,9 @@ fn options(arguments: &Mount) -> Result<Options, Failure> {
     match &arguments.image {
         None if options.lower.is_empty() => {
             Err(Failure::Usage("what to mount? `-o lowerdir=A:B` names directories, `--image REF` an image".to_owned()))
+        }
+        Some(_) if options.owners != Owners::Disk => {
+            Err(Failure::Usage("xattr_permissions: an image of the store has its owners itself".to_owned()))
         }
         Some(_) if !options.lower.is_empty() || options.upper.is_some() => {
             Err(Failure::Usage("an image is mounted with `--rw DIR`, not with lowerdir or upperdir".to_owned()))
@@ -130,8 +138,13 @@ fn serve(
     let session = Arc::new(session);
     signals.end(&session)?;
     let note = Note { pid: std::process::id(), mountpoint: mountpoint.to_path_buf() }.write(&context.state());
-    if let Err(error) = &note {
-        tracing::warn!(%error, "`mica umount --all` will not know of this mount");
+    match &note {
+        // Without privilege there may be no such folder; engines, which end their mounts themselves, need none.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            tracing::debug!(%error, "no note of this mount");
+        }
+        Err(error) => tracing::warn!(%error, "`mica umount --all` will not know of this mount"),
+        Ok(_) => {}
     }
     rustix::process::chdir("/")?;
     if background {

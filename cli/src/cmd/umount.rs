@@ -5,8 +5,8 @@ mod all;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use mica_fs::fusermount::unmount;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
 use super::Context;
 use crate::Failure;
@@ -60,9 +60,7 @@ fn forget(notes: &[(PathBuf, Note)]) {
 /// Takes a mount away.
 fn detach(mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
     let shown = mountpoint.display();
-    let mut flags = UnmountFlags::NOFOLLOW;
-    flags.set(UnmountFlags::DETACH, lazy);
-    unmount(mountpoint, flags).map_err(|errno| {
+    unmount(mountpoint, lazy).map_err(|errno| {
         Failure::text(match errno {
             Errno::BUSY => format!("{shown} is in use; `--lazy` takes it out of sight at once"),
             Errno::INVAL => format!("{shown} is not mounted"),

@@ -41,6 +41,10 @@ impl<'a> New<'a> {
     }
 }
 
+fn is_acl(name: &[u8]) -> bool {
+    name.starts_with(b"system.posix_acl_")
+}
+
 fn resent(unique: u64) -> bool {
     unique & RESENT != 0
 }
@@ -170,6 +174,10 @@ impl Serving {
     }
 
     pub(super) fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if is_acl(name) && !self.has_xattr(name) {
+            // The kernel asks before it grants access by group, and takes any other answer for a failure.
+            return Err(Error::Refused(Errno::NODATA));
+        }
         self.require_xattrs(name)?;
         Ok(self.shown.ids.show_xattr(name, self.union.getxattr(ino, name)?))
     }
@@ -191,7 +199,7 @@ impl Serving {
 
     /// Whether the mount has attributes of this name.
     fn has_xattr(&self, name: &[u8]) -> bool {
-        !(self.shown.no_xattrs || self.shown.no_acls && name.starts_with(b"system.posix_acl_"))
+        !(self.shown.no_xattrs || self.shown.no_acls && is_acl(name))
     }
 
     pub(super) fn removexattr(&self, unique: u64, ino: Ino, name: &[u8]) -> Result<()> {

@@ -30,6 +30,7 @@ use super::{Lower, LowerEntry, LowerFile};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT};
 use crate::lower::Format;
+use crate::owners::{Owner, Owners};
 use layer::{Layers, Name, Real, Xattrs};
 use merge::{Merged, merge};
 use number::{LAYERS_MAX, Numbers};
@@ -114,11 +115,16 @@ impl<T: Clone> Once<T> {
 impl DirsLower {
     /// Stacks directories, top first. `format` tells whose redirects are believed.
     pub fn open(dirs: &[impl AsRef<Path>], format: Format) -> Result<DirsLower> {
+        DirsLower::with_owners(dirs, format, Owners::Disk)
+    }
+
+    /// The same for layers whose owners and modes are kept as `owners` says.
+    pub fn with_owners(dirs: &[impl AsRef<Path>], format: Format, owners: Owners) -> Result<DirsLower> {
         if dirs.is_empty() || dirs.len() > LAYERS_MAX {
             let reason = format!("{} directories can't be stacked; 1 to {LAYERS_MAX} can", dirs.len());
             return Err(Error::Layer { path: "lower".into(), reason, errno: Errno::INVAL });
         }
-        let layers = Layers::open(dirs)?;
+        let layers = Layers::open(dirs, owners)?;
         let parts: Arc<[Part]> = resolve::root(&layers, format)?.into();
         let dir = Directory { candidates: Vec::new(), beside: [].into(), parts: Once::new(), listing: Once::new() };
         dir.parts.get(|| Ok(parts))?;
@@ -140,6 +146,17 @@ impl DirsLower {
             complete: AtomicBool::new(false),
             completing: Mutex::new(()),
         })
+    }
+
+    /// Whose the root is, as the topmost layer tells whose attribute tells it.
+    pub(crate) fn root_owner(&self) -> Result<Option<Owner>> {
+        for layer in 0..self.layers.count() {
+            let told = self.layers.owner(|| self.layers.xattrs_dir(self.layers.root(layer)))?;
+            if told.is_some() {
+                return Ok(told);
+            }
+        }
+        Ok(None)
     }
 
     /// An inode. One that nobody has asked this stack for yet, as after a restart, takes merging every directory.
@@ -260,7 +277,10 @@ impl DirsLower {
     }
 
     fn attr_of(&self, ino: Ino, node: &Node) -> Result<Attr> {
-        let stat = self.stat(node)?;
+        let mut stat = self.stat(node)?;
+        if let Some(owner) = self.layers.owner(|| self.xattrs_of(node))? {
+            owner.apply(&mut stat);
+        }
         let mut attr = Attr::of_stat(ino, &stat).ok_or(Errno::IO)?;
         if let Some(dir) = &node.dir {
             // A merged directory's count would take merging all that is in it; 1 says that it isn't known.
@@ -308,9 +328,9 @@ impl Lower for DirsLower {
     }
 
     fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        match marks::stored(name) {
-            Some(stored) => self.xattrs_of(&*self.node(ino)?)?.get(&stored),
-            None => Ok(None),
+        match marks::stored(name).map(|stored| self.layers.owners.stored_name(stored)) {
+            Some(Ok(stored)) => self.xattrs_of(&*self.node(ino)?)?.get(&stored),
+            Some(Err(_)) | None => Ok(None),
         }
     }
 
@@ -321,6 +341,7 @@ impl Lower for DirsLower {
             // One that has gone in between is not there.
             if let Some(value) = xattrs.get(&stored)?
                 && let Some(name) = marks::visible(stored)
+                && let Some(name) = self.layers.owners.shown_name(name)
             {
                 all.push((name, value));
             }

@@ -12,7 +12,7 @@ use super::lookup::Entry;
 use super::nodes::Place;
 use crate::error::{Error, Result};
 use crate::inode::{Attr, Fh, FileKind, Ino, ROOT, SetAttr, SetTime};
-use crate::upper::{DIRECTORY, Marks, Spot, read_dir};
+use crate::upper::{DIRECTORY, Marks, Spot, Upper, read_dir};
 
 impl Union {
     /// The attributes of an inode.
@@ -44,7 +44,7 @@ impl Union {
 
     /// The attributes of an upper inode at its place.
     pub(super) fn attr_at(&self, ino: Ino, spot: &Spot) -> Result<Attr> {
-        let stat = spot.stat()?;
+        let stat = self.upper()?.stat(spot)?;
         let known =
             self.nodes.lock().get(ino).map(|node| (node.host, node.lower, matches!(node.place, Place::Orphan(..))));
         let Some((host, lower, orphan)) = known else { return Err(Error::Stale { ino }) };
@@ -137,6 +137,7 @@ impl Union {
         self.copy_up(ino, keep)?;
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
+        let upper = self.upper()?;
         if let Some(size) = set.size {
             match fh.and_then(|fh| self.upper_file(fh)) {
                 Some(file) => rustix::fs::ftruncate(&*file, size)?,
@@ -145,13 +146,13 @@ impl Union {
         }
         // Changing the owner clears set-id bits on the disk, so it comes before the mode.
         if set.uid.is_some() || set.gid.is_some() {
-            spot.chown(set.uid, set.gid)?;
+            upper.chown(&spot, set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
-            spot.chmod(mode)?;
+            upper.chmod(&spot, mode)?;
         }
         if set.kill_privileges {
-            kill_privileges(&spot)?;
+            kill_privileges(upper, &spot)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             spot.set_times(&Timestamps { last_access: time(set.atime), last_modification: time(set.mtime) })?;
@@ -161,19 +162,16 @@ impl Union {
 }
 
 /// What a write by a user without privilege does to a program's (inode(7)).
-fn kill_privileges(spot: &Spot) -> Result<(), Errno> {
-    let mode = spot.stat()?.st_mode;
+fn kill_privileges(upper: &Upper, spot: &Spot) -> Result<(), Errno> {
+    let mode = upper.stat(spot)?.st_mode;
     let mut kept = mode & !libc::S_ISUID;
     if mode & libc::S_IXGRP != 0 {
         kept &= !libc::S_ISGID;
     }
     if kept != mode {
-        spot.chmod(kept)?;
+        upper.chmod(spot, kept)?;
     }
-    match spot.remove_xattr(b"security.capability") {
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        removed => removed,
-    }
+    upper.drop_capabilities(spot)
 }
 
 fn time(set: Option<SetTime>) -> Timespec {

@@ -16,6 +16,7 @@ use super::nodes::{Name, Node, Place};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT, Timestamp};
 use crate::lower::LowerFile;
+use crate::owners::{Owner, stands_for};
 use crate::upper::{Format, Mark, Spot, Upper};
 
 /// What of a file's contents a copy-up takes along.
@@ -217,6 +218,10 @@ impl Union {
                 }
                 file = Some(new);
             }
+            kind if upper.tells_owners() && stands_for(kind, attr.rdev).is_some() => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+            }
             FileKind::CharDevice if attr.rdev == 0 => {
                 // As it is it would be a whiteout.
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -228,7 +233,7 @@ impl Union {
                 rustix::fs::mknodat(dir, name, file_type(kind), Mode::RUSR | Mode::WUSR, rdev)?;
             }
         }
-        self.dress(upper.format, ino, attr, made)?;
+        self.dress(upper, ino, attr, made)?;
         if let Some(file) = file {
             rustix::fs::fdatasync(&file)?;
         }
@@ -236,10 +241,17 @@ impl Union {
     }
 
     /// Gives a copy its original's owner, attributes, mode and times.
-    fn dress(&self, format: Format, ino: Ino, attr: &Attr, copy: &Spot) -> Result<()> {
-        copy.chown(Some(attr.uid), Some(attr.gid))?;
+    fn dress(&self, upper: &Upper, ino: Ino, attr: &Attr, copy: &Spot) -> Result<()> {
+        let format = upper.format;
+        let mut owner = Owner { uid: attr.uid, gid: attr.gid, mode: attr.mode & 0o7777, kind: None };
+        if upper.tells_owners() {
+            owner.kind = stands_for(attr.kind, attr.rdev);
+        } else {
+            // A change of owner takes capabilities away, so it comes before they are given.
+            copy.chown(Some(attr.uid), Some(attr.gid))?;
+        }
         for (name, value) in self.lower()?.xattrs(ino)? {
-            match copy.set_xattr(&format.stored_name(&name), &value, XattrFlags::empty()) {
+            match copy.set_xattr(&upper.stored_name(&name)?, &value, XattrFlags::empty()) {
                 // A program without privilege can't write these, and its kernel doesn't heed them.
                 Err(Errno::PERM) if format == Format::User && !name.starts_with(b"user.") => {}
                 set => set?,
@@ -248,7 +260,9 @@ impl Union {
         if !format.set_origin(copy, ino)? {
             self.nodes.lock().remember_unmarked(copy.stat()?.st_ino, ino);
         }
-        if attr.kind != FileKind::Symlink {
+        if upper.tells_owners() {
+            upper.own(copy, &owner)?;
+        } else if attr.kind != FileKind::Symlink {
             copy.chmod(attr.mode)?;
         }
         Ok(copy.set_times(&Timestamps { last_access: timespec(attr.atime), last_modification: timespec(attr.mtime) })?)
@@ -263,7 +277,7 @@ impl Union {
         let mut fresh = self.root_is_fresh.write();
         if *fresh {
             let attr = self.lower()?.attr(ROOT)?;
-            self.dress(upper.format, ROOT, &attr, &Spot::Fd(upper.root.clone()))?;
+            self.dress(upper, ROOT, &attr, &Spot::Fd(upper.root.clone()))?;
             *fresh = false;
         }
         Ok(())

@@ -16,6 +16,7 @@ use super::nodes::Node;
 use super::{Union, valid_name};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, Caller, Fh, FileKind, Ino};
+use crate::owners::{self, Owner};
 use crate::upper::{Mark, Marks, Spot, Upper};
 
 /// What is to be made.
@@ -89,7 +90,7 @@ impl Union {
         self.copy_up_parent(parent)?;
         let _names = self.names.read();
         let target = self.target(caller, parent, name, mode, new)?;
-        let in_place = target.fits_in_place(new);
+        let in_place = !self.upper()?.tells_owners() && target.fits_in_place(new);
         let made =
             if in_place { make_in_place(&target, new).map_err(Error::from) } else { self.make_aside(&target, new) };
         let file = match made {
@@ -110,9 +111,14 @@ impl Union {
         if whiteout && !matches!(self.see(parent, name)?, Seen::Whiteout) {
             return Err(Errno::EXIST.into());
         }
-        let dir_stat = rustix::fs::fstat(&dir)?;
+        let upper = self.upper()?;
+        let dir_stat = upper.stat(&Spot::Fd(Arc::clone(&dir)))?;
         let inherits = dir_stat.st_mode & libc::S_ISGID != 0;
-        let acl = Spot::Fd(Arc::clone(&dir)).xattr(acl::DEFAULT).unwrap_or_default();
+        let acl = if upper.tells_owners() {
+            None
+        } else {
+            Spot::Fd(Arc::clone(&dir)).xattr(acl::DEFAULT).unwrap_or_default()
+        };
         let mut mode = mode & 0o7777;
         if acl.is_none() {
             mode &= !caller.umask;
@@ -151,7 +157,12 @@ impl Union {
         let Spot::At(dir, name) = made else { return Err(Errno::INVAL.into()) };
         let mode = Mode::from_raw_mode(target.mode & 0o700);
         let mut file = None;
+        let stands_for = stands_for(new).filter(|_| upper.tells_owners());
         match new {
+            New::Node(..) if stands_for.is_some() => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                rustix::fs::openat(dir, name, flags, mode)?;
+            }
             New::File | New::ZeroDevice => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 file = Some(File::from(rustix::fs::openat(dir, name, flags, mode)?));
@@ -160,12 +171,10 @@ impl Union {
             New::Symlink(to) => rustix::fs::symlinkat(to, dir, name)?,
             New::Node(kind, rdev) => rustix::fs::mknodat(dir, name, kind, mode, device(rdev))?,
         }
-        made.chown(Some(target.owner.0), Some(target.owner.1))?;
-        if !matches!(new, New::Symlink(_)) {
-            match &target.acl {
-                Some(default) => acl::inherit(made, default, target.mode, matches!(new, New::Dir))?,
-                None => made.chmod(target.mode)?,
-            }
+        let (uid, gid) = target.owner;
+        upper.own(made, &Owner { uid, gid, mode: target.mode, kind: stands_for })?;
+        if let (Some(default), false) = (&target.acl, matches!(new, New::Symlink(_))) {
+            acl::inherit(made, default, target.mode, matches!(new, New::Dir))?;
         }
         match new {
             New::Dir if target.whiteout => upper.format.set(made, Mark::Opaque, b"y")?,
@@ -183,7 +192,7 @@ impl Union {
     fn enter_new(&self, parent: Ino, name: &[u8], new: New<'_>) -> Result<Attr> {
         let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;
         let spot = Spot::at(&dir, name);
-        let stat = spot.stat()?;
+        let stat = self.upper()?.stat(&spot)?;
         let mut attr = Attr::of_stat(self.number(&stat, &Marks::default(), None), &stat).ok_or(Errno::IO)?;
         if matches!(new, New::ZeroDevice) {
             attr.kind = FileKind::CharDevice;
@@ -212,6 +221,15 @@ impl Target<'_> {
             _ => true,
         };
         plain && bits && (self.owner == given || self.acl.is_some())
+    }
+}
+
+/// What a new inode is meant to be where a regular file has to do.
+fn stands_for(new: New<'_>) -> Option<(FileKind, u64)> {
+    match new {
+        New::Node(kind, rdev) => owners::stands_for(FileKind::from_mode(kind.as_raw_mode())?, device(rdev)),
+        New::ZeroDevice => Some((FileKind::CharDevice, 0)),
+        New::File | New::Dir | New::Symlink(_) => None,
     }
 }
 

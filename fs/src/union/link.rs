@@ -60,7 +60,7 @@ impl Union {
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let _names = self.names.read();
         match self.locate(ino)? {
-            Some(spot) => Ok(spot.link_target()?),
+            Some(spot) => Ok(self.upper()?.link_target(&spot)?),
             None => self.lower()?.link_target(ino),
         }
     }

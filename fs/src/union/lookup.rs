@@ -103,7 +103,7 @@ impl Union {
             return Ok(found.map_or(Seen::Nothing, Seen::Lower));
         };
         let upper = self.upper()?;
-        match upper.format.look(&Spot::at(&dir, name))? {
+        match upper.look(&Spot::at(&dir, name))? {
             Some(Found::Whiteout) => Ok(Seen::Whiteout),
             Some(Found::Entry(stat, marks)) => {
                 let spot = Spot::at(&dir, name);

@@ -131,10 +131,12 @@ impl Union {
         };
         let mut entries = Vec::new();
         let mut hiding = HashSet::new();
+        let told = self.upper()?.tells_owners();
         for (name, host, kind) in read_dir(dir.as_fd())? {
             let known = match kind {
                 FileType::Unknown | FileType::CharacterDevice => None,
                 _ if impure || merged.is_some() => None,
+                FileType::RegularFile if told => None,
                 kind => FileKind::from_mode(kind.as_raw_mode()).map(|kind| (Ino::of_upper(host), kind)),
             };
             let shown = match known {
@@ -159,7 +161,7 @@ impl Union {
 
     /// Number and type of an upper entry as the union shows it; `None` for a whiteout.
     fn upper_entry(&self, parent: Ino, spot: &Spot, name: &[u8]) -> Result<Option<(Ino, FileKind)>> {
-        let Some(Found::Entry(stat, marks)) = self.upper()?.format.look(spot)? else { return Ok(None) };
+        let Some(Found::Entry(stat, marks)) = self.upper()?.look(spot)? else { return Ok(None) };
         let merges = self.merges_with(parent, name, &stat, &marks)?;
         let kind = if marks.device { Some(FileKind::CharDevice) } else { FileKind::from_mode(stat.st_mode) };
         Ok(kind.map(|kind| (self.number(&stat, &marks, merges), kind)))
@@ -170,7 +172,7 @@ impl Union {
         let mut hiding = HashSet::new();
         if let Some(dir) = self.upper_dir(ino)? {
             for (name, _, _) in read_dir(dir.as_fd())? {
-                if matches!(self.upper()?.format.look(&Spot::at(&dir, &name))?, Some(Found::Entry(..))) {
+                if matches!(self.upper()?.look(&Spot::at(&dir, &name))?, Some(Found::Entry(..))) {
                     return Ok(false);
                 }
                 hiding.insert(name);

@@ -15,7 +15,11 @@ impl Union {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let _names = self.names.read();
         let value = match self.attribute_place(ino)? {
-            Some(spot) => spot.xattr(&self.upper()?.format.stored_name(name))?,
+            // What programs can't have is not there.
+            Some(spot) => match self.upper()?.stored_name(name) {
+                Ok(stored) => spot.xattr(&stored)?,
+                Err(_) => None,
+            },
             None => self.lower()?.xattr(ino, name)?,
         };
         value.ok_or(Error::Refused(Errno::NODATA))
@@ -27,8 +31,8 @@ impl Union {
         let Some(spot) = self.attribute_place(ino)? else {
             return Ok(self.lower()?.xattrs(ino)?.into_iter().map(|(name, _)| name).collect());
         };
-        let format = self.upper()?.format;
-        Ok(spot.xattr_names()?.iter().filter_map(|name| format.shown_name(name)).collect())
+        let upper = self.upper()?;
+        Ok(spot.xattr_names()?.iter().filter_map(|name| upper.shown_name(name)).collect())
     }
 
     /// Sets an extended attribute, with the flags of setxattr(2).
@@ -38,7 +42,7 @@ impl Union {
         self.copy_up(ino, Keep::Contents)?;
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
-        Ok(spot.set_xattr(&self.upper()?.format.stored_name(name), value, flags)?)
+        Ok(spot.set_xattr(&self.upper()?.stored_name(name)?, value, flags)?)
     }
 
     /// Removes an extended attribute; ENODATA when there is none of this name.
@@ -51,7 +55,7 @@ impl Union {
         self.copy_up(ino, Keep::Contents)?;
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
-        Ok(spot.remove_xattr(&self.upper()?.format.stored_name(name))?)
+        Ok(spot.remove_xattr(&self.upper()?.stored_name(name)?)?)
     }
 
     /// Where an inode's attributes are in the upper; `None`: they are the lower's.

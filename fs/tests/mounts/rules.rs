@@ -182,6 +182,8 @@ fn squashed_owners_flat_link_counts_and_absent_attributes_are_shown_as_asked() {
     fs::create_dir_all(place.path("lower/dir/inner")).unwrap();
     fs::write(place.path("lower/below"), "x").unwrap();
     std::os::unix::fs::chown(place.path("lower/below"), Some(3), Some(4)).unwrap();
+    fs::write(place.path("lower/shared"), "x").unwrap();
+    fs::set_permissions(place.path("lower/shared"), fs::Permissions::from_mode(0o664)).unwrap();
     rustix::fs::setxattr(place.path("lower/below"), "user.mark", b"1", XattrFlags::empty()).unwrap();
     let mut server = place.mount("squash_to_root,squash_to_gid=9,static_nlink,noxattrs=1,volatile");
     let meta = fs::metadata(place.mnt("below")).unwrap();
@@ -191,6 +193,8 @@ fn squashed_owners_flat_link_counts_and_absent_attributes_are_shown_as_asked() {
     assert_eq!(absent, Err(rustix::io::Errno::OPNOTSUPP));
     let set = rustix::fs::setxattr(place.mnt("below"), "user.mark", b"2", XattrFlags::empty());
     assert_eq!(set, Err(rustix::io::Errno::OPNOTSUPP));
+    // No ACL is no reason to keep the group out.
+    assert_eq!(fs::read(place.mnt("shared")).unwrap(), b"x");
     fs::write(place.mnt("new"), "x").unwrap();
     fs::File::open(place.mnt("new")).unwrap().sync_all().unwrap();
     assert_eq!(fs::metadata(place.path("upper/new")).unwrap().uid(), 0);

@@ -37,6 +37,8 @@ exec setpriv --reuid 12345 --regid 12345 --clear-groups "$@"
 #[derive(Debug)]
 pub struct Podman {
     rootless: bool,
+    /// Whether files on the disk have the user's own id alone, and an attribute tells whose they are meant to be.
+    told: bool,
     /// Accounts, configuration and programs: everybody may read it.
     run: PathBuf,
     /// Of the user: storage and files, as this process sees it.
@@ -51,21 +53,27 @@ pub struct Podman {
 impl Podman {
     /// root's.
     pub fn of_root(folders: &Folders) -> Result<Podman> {
-        Podman::new(folders, false)
+        Podman::new(folders, false, false)
     }
 
     /// That of a user with a range of subordinate ids and no privilege.
     pub fn of_user(folders: &Folders) -> Result<Podman> {
-        Podman::new(folders, true)
+        Podman::new(folders, true, false)
     }
 
-    fn new(folders: &Folders, rootless: bool) -> Result<Podman> {
+    /// The same with `force_mask`: images are unpacked without owners and modes, which an attribute tells.
+    pub fn of_user_with_told_owners(folders: &Folders) -> Result<Podman> {
+        Podman::new(folders, true, true)
+    }
+
+    fn new(folders: &Folders, rootless: bool, told: bool) -> Result<Podman> {
         let run = folders.run().join("podman");
         let home = folders.disk().join("home");
         fs::DirBuilder::new().mode(0o755).create(&run)?;
         fs::DirBuilder::new().mode(0o755).create(&home)?;
         let podman = Podman {
             rootless,
+            told,
             run,
             home,
             engine: place::engine("podman")?,
@@ -104,9 +112,10 @@ impl Podman {
              conmon_path = [\"{programs}/bin/conmon\"]\nhelper_binaries_dir = [\"{programs}/lib/podman\"]\n\
              [engine.runtimes]\nrunc = [\"{run}/runc\"]\n[network]\nnetwork_backend = \"netavark\"\n"
         );
+        let mask = if self.told { "force_mask = \"700\"\n" } else { "" };
         let storage = format!(
             "[storage]\ndriver = \"overlay\"\ngraphroot = \"{home}/graph\"\nrunroot = \"{run}/state\"\n\
-             [storage.options.overlay]\nmount_program = \"{run}/fuse-overlayfs\"\n"
+             [storage.options.overlay]\nmount_program = \"{run}/fuse-overlayfs\"\n{mask}"
         );
         fs::write(self.run.join("containers.conf"), containers)?;
         fs::write(self.run.join("storage.conf"), storage)?;

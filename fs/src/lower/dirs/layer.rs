@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Error, Result};
+use crate::owners::{self, Owner, Owners};
 use crate::sys;
 
 /// A file name.
@@ -63,6 +64,7 @@ pub(super) struct Layers {
     stack: Vec<Layer>,
     roots: Vec<Arc<Real>>,
     numbers: AtomicU64,
+    pub(super) owners: Owners,
     open: Mutex<LruCache<u64, Arc<OwnedFd>>>,
 }
 
@@ -73,11 +75,11 @@ impl fmt::Debug for Layers {
 }
 
 impl Layers {
-    pub(super) fn open(dirs: &[impl AsRef<Path>]) -> Result<Layers> {
+    pub(super) fn open(dirs: &[impl AsRef<Path>], owners: Owners) -> Result<Layers> {
         let stack = dirs.iter().map(|dir| open_layer(dir.as_ref())).collect::<Result<Vec<_>>>()?;
         let root = |layer| Arc::new(Real { number: 0, layer, place: None });
         let roots = (0..stack.len() as u16).map(root).collect();
-        Ok(Layers { stack, roots, numbers: AtomicU64::new(1), open: Mutex::new(LruCache::new(OPEN_MAX)) })
+        Ok(Layers { stack, roots, numbers: AtomicU64::new(1), owners, open: Mutex::new(LruCache::new(OPEN_MAX)) })
     }
 
     /// How many there are.
@@ -130,9 +132,19 @@ impl Layers {
         Ok(rustix::fs::fstat(&*self.dir(dir)?)?)
     }
 
-    /// The target of a symbolic link.
+    /// What a file's attribute tells of it, if owners are told by attributes.
+    pub(super) fn owner(&self, xattrs: impl FnOnce() -> Result<Xattrs>) -> Result<Option<Owner>> {
+        let Some(attribute) = self.owners.attribute() else { return Ok(None) };
+        let value = xattrs()?.get(attribute)?;
+        Ok(value.map(|value| Owner::parse(&value)).transpose()?)
+    }
+
+    /// The target of a symbolic link, or of a file that is meant to be one.
     pub(super) fn link_target(&self, dir: &Arc<Real>, name: &[u8]) -> Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&*self.dir(dir)?, name, Vec::new())?.into_bytes())
+        match rustix::fs::readlinkat(&*self.dir(dir)?, name, Vec::new()) {
+            Err(Errno::INVAL) if self.owners != Owners::Disk => Ok(owners::read_target(self.file(dir, name)?.into())?),
+            target => Ok(target?.into_bytes()),
+        }
     }
 
     /// Opens a regular file for reading.

@@ -98,11 +98,17 @@ fn merge_part(layers: &Layers, part: &Part, at: usize, slots: &mut HashMap<Name,
 
 /// What a name is, and whether a mark makes it a device; `None` if it is deleted.
 fn classify(layers: &Layers, part: &Part, name: &[u8], stat: &Stat) -> Result<Option<(FileKind, bool)>> {
-    let Some(kind) = FileKind::from_mode(stat.st_mode) else {
+    let Some(mut kind) = FileKind::from_mode(stat.st_mode) else {
         return Err(layers.damaged(&part.real, &format!("{} has no type", name.escape_ascii())));
     };
     if marks::is_whiteout(stat) {
         return Ok(None);
+    }
+    let meant = layers.owner(|| layers.xattrs(&part.real, name))?;
+    if let (FileKind::Regular, Some(owner)) = (kind, meant) {
+        let mut stat = *stat;
+        owner.apply(&mut stat);
+        kind = FileKind::from_mode(stat.st_mode).unwrap_or(kind);
     }
     if kind == FileKind::Regular && stat.st_size == 0 {
         let xattrs = layers.xattrs(&part.real, name)?;

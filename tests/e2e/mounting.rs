@@ -1,0 +1,154 @@
+//! Mounts that no engine asks for: by users, by mount(8), and by the name of fuse-overlayfs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use mica_tests::place::{self, Folders};
+use mica_tests::wait::SOON;
+use mica_tests::{Result, command, ensure, ensure_eq};
+
+/// What every script finds: Mica under its names, a device, a user, and folders to be united.
+///
+/// It runs in a mount and a process namespace of its own, so nothing outlives it. `u COMMAND` is the user's command, who
+/// has no privilege.
+const BEFORE: &str = r#"
+set -eu
+cd "$1"
+touch program && mount --bind "$2" program
+for name in mica fuse-overlayfs mount.fuse.mica; do ln -s "$1/program" bin/$name; done
+mkdir etc && cp /etc/passwd etc && echo 'mica-user:x:12345:12345::/:/bin/sh' >> etc/passwd
+mount -t overlay -o "lowerdir=$1/etc:/etc" overlay /etc
+mknod -m 666 fuse c 10 229 && mount --bind fuse /dev/fuse
+PATH=$1/bin:$PATH
+u() { setpriv --reuid 12345 --regid 12345 --clear-groups "$@"; }
+u mkdir lower upper work mnt
+u sh -c 'echo below > lower/file; echo gone > lower/gone; mkdir lower/dir'
+dirs="lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work"
+"#;
+
+/// What the script prints; it must succeed.
+fn script(test: &str, text: &str) -> Result<Option<String>> {
+    if let Some(reason) = place::reason_to_skip() {
+        place::tell_skipped(test, &reason);
+        return Ok(None);
+    }
+    let folders = Folders::new()?;
+    fs::set_permissions(folders.run(), fs::Permissions::from_mode(0o777))?;
+    fs::create_dir(folders.run().join("bin"))?;
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    shell.args(["sh", "-c", &format!("{BEFORE}{text}"), "sh"]).arg(folders.run()).arg(place::mica()?);
+    shell.env("XDG_RUNTIME_DIR", folders.run().join("xdg"));
+    Ok(Some(command::succeed(&mut shell, SOON)?.text()))
+}
+
+#[test]
+fn a_user_without_privilege_mounts_by_fusermount_and_unmounts() -> Result {
+    let text = r"
+u mica mount -o $dirs mnt
+awk '$2 ~ /mnt$/ { print $3 }' /proc/mounts
+u sh -euc 'echo above >> mnt/file; rm mnt/gone; mv mnt/dir mnt/moved; mkdir mnt/gone; ln -s x mnt/link'
+u cat mnt/file
+u ls mnt
+# Others have no business in there, not even root.
+ls mnt 2>/dev/null || echo closed
+u stat -c '%t:%T' upper/dir
+u mica umount mnt
+u ls mnt
+u mica mount -o $dirs,fsname=again mnt
+u ls mnt
+u sh -c 'exec mica umount --lazy mnt 3< mnt/file'
+";
+    let test = "a_user_without_privilege_mounts_by_fusermount_and_unmounts";
+    let Some(said) = script(test, text)? else { return Ok(()) };
+    let names = "file\ngone\nlink\nmoved\n";
+    ensure_eq!(said, format!("fuse.mica\nbelow\nabove\n{names}closed\n0:0\n{names}"), "the mount");
+    Ok(())
+}
+
+#[test]
+fn a_user_mounts_in_a_namespace_of_his_own() -> Result {
+    let text = r"
+u unshare --user --map-root-user --mount sh -euc '
+mica mount -o $1 mnt
+id -u
+stat -c %u mnt/file
+echo above >> mnt/file; rm mnt/gone; mkdir mnt/gone; chmod 4711 mnt/file
+cat mnt/file
+umount mnt
+mount -t overlay -o $1,userxattr overlay mnt
+cat mnt/file
+stat -c %a mnt/file
+ls mnt/gone' sh $dirs
+";
+    let Some(said) = script("a_user_mounts_in_a_namespace_of_his_own", text)? else { return Ok(()) };
+    ensure_eq!(said, "0\n0\nbelow\nabove\nbelow\nabove\n4711\n", "the mount, and the kernel's of the same upper");
+    Ok(())
+}
+
+#[test]
+fn mount_and_fstab_know_mica_as_a_type() -> Result {
+    let text = r#"
+# The helper is where mount(8) looks for it.
+mount -t overlay -o "lowerdir=$1/bin:/usr/sbin" overlay /usr/sbin
+mount -n -t fuse.mica united mnt -o "$dirs,nodev,noatime"
+findmnt -nro SOURCE,FSTYPE mnt
+findmnt -nro OPTIONS mnt | tr ',' '\n' | grep -x -e nodev -e noatime
+echo above >> mnt/file
+umount mnt
+printf 'tabled %s fuse.mica %s,nofail,x-systemd.automount 0 0\n' "$1/mnt" "$dirs" > fstab
+mount -n -T fstab "$1/mnt"
+cat mnt/file
+umount mnt
+mount -n -T fstab -a
+findmnt -nro SOURCE,FSTYPE mnt
+umount mnt
+mount -n -t fuse.mica united mnt -o "$dirs,frob=1" 2>&1 | grep -o 'frob=1'
+"#;
+    let Some(said) = script("mount_and_fstab_know_mica_as_a_type", text)? else { return Ok(()) };
+    let expected = "united fuse.mica\nnodev\nnoatime\nbelow\nabove\ntabled fuse.mica\nfrob=1\n";
+    ensure_eq!(said, expected, "what was mounted");
+    Ok(())
+}
+
+#[test]
+fn fuse_overlayfs_mounts_before_it_returns_and_keeps_nothing_of_its_caller() -> Result {
+    let text = r#"
+options="$dirs,private,uidmapping=:0:100:1:1:1000:10,gidmapping=:0:100:1,context=\"system_u:object_r:t:s0:c1,c2\""
+# Whoever reads what it says comes to the end of it when the mount is there.
+said=$(fuse-overlayfs -o "$options" -o redirect_dir=off,volatile overlay "$1/mnt" 2>&1)
+echo "$said"
+findmnt -nro SOURCE,FSTYPE mnt
+cat mnt/file
+pid=$(pidof fuse-overlayfs)
+for fd in 0 1 2; do readlink /proc/$pid/fd/$fd; done
+readlink /proc/$pid/cwd
+umount mnt
+fuse-overlayfs --version | head -n 1 | cut -d ' ' -f 1-3 | tr -d '0-9.'
+fuse-overlayfs -o lowerdir=/absent "$1/mnt" 2>/dev/null || echo failed
+fuse-overlayfs -o "$dirs,xattr_permissions=9" "$1/mnt" 2>&1 | grep -o xattr_permissions
+findmnt mnt || echo nothing
+"#;
+    let test = "fuse_overlayfs_mounts_before_it_returns_and_keeps_nothing_of_its_caller";
+    let Some(said) = script(test, text)? else { return Ok(()) };
+    let expected = "unknown argument ignored: private\nfuse-overlayfs fuse.fuse-overlayfs\nbelow\n\
+        /dev/null\n/dev/null\n/dev/null\n/\nfuse-overlayfs: version \nfailed\nxattr_permissions\nnothing\n";
+    ensure_eq!(said, expected, "what it did");
+    Ok(())
+}
+
+#[test]
+fn a_label_reaches_the_kernel_which_refuses_it_in_its_own_words_if_it_has_none() -> Result {
+    let text = r#"
+grep -q selinuxfs /proc/filesystems && echo known || echo unknown
+mica mount -o "$dirs,context=\"system_u:object_r:container_file_t:s0:c1,c2\"" mnt 2>&1 || true
+"#;
+    let test = "a_label_reaches_the_kernel_which_refuses_it_in_its_own_words_if_it_has_none";
+    let Some(said) = script(test, text)? else { return Ok(()) };
+    match said.strip_prefix("unknown\n") {
+        Some(refusal) => ensure!(refusal.contains("Unknown parameter 'context'"), "{refusal}"),
+        None => ensure_eq!(said, "known\n", "a kernel with labels"),
+    }
+    Ok(())
+}
