@@ -2,11 +2,12 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 7] = [
     "containerd/services/snapshots/v1/snapshots.proto",
     "containerd/services/diff/v1/diff.proto",
     "containerd/services/content/v1/content.proto",
     "containerd/services/leases/v1/leases.proto",
+    "containerd/services/introspection/v1/introspection.proto",
     "grpc/health/v1/health.proto",
     "mica/v1/admin.proto",
 ];

@@ -1,7 +1,9 @@
 //! Reading a blob.
 
+use std::fs::File;
 use std::io::{self, Read};
 
+use mica_layerdb::BlobDigest;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -21,60 +23,41 @@ pub struct BlobReader {
     interest: Watch,
     digest: String,
     runtime: Handle,
-    chunks: Option<mpsc::Receiver<Result<Vec<u8>, Status>>>,
-    chunk: Vec<u8>,
-    at: usize,
+    source: Option<Source>,
     missing_bytes: u64,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+enum Source {
+    /// The content store's own file.
+    File(File),
+    /// Its answers.
+    Stream { chunks: mpsc::Receiver<Result<Vec<u8>, Status>>, chunk: Vec<u8>, at: usize },
 }
 
 impl BlobReader {
     pub(super) fn new(store: ContentStore, caller: Caller, interest: Watch, digest: String, bytes: u64) -> BlobReader {
-        BlobReader {
-            store,
-            caller,
-            interest,
-            digest,
-            runtime: Handle::current(),
-            chunks: None,
-            chunk: Vec::new(),
-            at: 0,
-            missing_bytes: bytes,
-        }
+        let runtime = Handle::current();
+        BlobReader { store, caller, interest, digest, runtime, source: None, missing_bytes: bytes }
     }
 
-    /// False when the blob has ended.
-    fn fill(&mut self) -> io::Result<bool> {
-        while self.at == self.chunk.len() {
-            let chunks = match &mut self.chunks {
-                Some(chunks) => chunks,
-                none => {
-                    let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD);
-                    let pump = pump(self.store.clone(), self.caller.clone(), self.digest.clone(), sender.clone());
-                    let interest = self.interest.clone();
-                    self.runtime.spawn(async move {
-                        if let Err(status) = interest.during(pump).await {
-                            // The reader may have given up first.
-                            let _ = sender.send(Err(status)).await;
-                        }
-                    });
-                    none.insert(receiver)
-                }
-            };
-            match chunks.blocking_recv() {
-                Some(Ok(chunk)) => {
-                    self.missing_bytes = self.missing_bytes.saturating_sub(chunk.len() as u64);
-                    self.chunk = chunk;
-                    self.at = 0;
-                }
-                Some(Err(status)) => return Err(self.failed(&status)),
-                None if self.missing_bytes > 0 => {
-                    let text = format!("blob {} ends {} bytes too early", self.digest, self.missing_bytes);
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-                }
-                None => return Ok(false),
-            }
+    fn open(&self) -> Source {
+        if let Ok(digest) = BlobDigest::parse(&self.digest)
+            && let Some(file) = self.runtime.block_on(self.store.file(digest, self.missing_bytes))
+        {
+            return Source::File(file);
         }
-        Ok(true)
+        let (sender, chunks) = mpsc::channel(MESSAGES_AHEAD);
+        let pump = pump(self.store.clone(), self.caller.clone(), self.digest.clone(), sender.clone());
+        let interest = self.interest.clone();
+        self.runtime.spawn(async move {
+            if let Err(status) = interest.during(pump).await {
+                // The reader may have given up first.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Source::Stream { chunks, chunk: Vec::new(), at: 0 }
     }
 
     fn failed(&self, status: &Status) -> io::Error {
@@ -89,14 +72,36 @@ impl BlobReader {
 
 impl Read for BlobReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() || !self.fill()? {
+        if buffer.is_empty() {
             return Ok(0);
         }
-        let rest = &self.chunk[self.at..];
-        let taken = rest.len().min(buffer.len());
-        buffer[..taken].copy_from_slice(&rest[..taken]);
-        self.at += taken;
-        Ok(taken)
+        let mut source = self.source.take().unwrap_or_else(|| self.open());
+        let read = match &mut source {
+            Source::File(_) if self.interest.is_over() => Err(self.failed(&Status::cancelled("nobody waits for it"))),
+            Source::File(file) => file.read(buffer),
+            Source::Stream { chunks, chunk, at } => loop {
+                let rest = &chunk[*at..];
+                if !rest.is_empty() {
+                    let taken = rest.len().min(buffer.len());
+                    buffer[..taken].copy_from_slice(&rest[..taken]);
+                    *at += taken;
+                    break Ok(taken);
+                }
+                match chunks.blocking_recv() {
+                    Some(Ok(next)) => (*chunk, *at) = (next, 0),
+                    Some(Err(status)) => break Err(self.failed(&status)),
+                    None => break Ok(0),
+                }
+            },
+        };
+        self.source = Some(source);
+        let read = read?;
+        if read == 0 && self.missing_bytes > 0 {
+            let text = format!("blob {} ends {} bytes too early", self.digest, self.missing_bytes);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        self.missing_bytes = self.missing_bytes.saturating_sub(read as u64);
+        Ok(read)
     }
 }
 

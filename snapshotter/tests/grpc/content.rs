@@ -2,13 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mica_layerdb::Digest;
 use mica_snapshotter::grpc::proto::containerd::services::content::v1::content_server::{Content, ContentServer};
 use mica_snapshotter::grpc::proto::containerd::services::content::v1::*;
+use mica_snapshotter::grpc::proto::containerd::services::introspection::v1::introspection_server::{
+    Introspection, IntrospectionServer,
+};
+use mica_snapshotter::grpc::proto::containerd::services::introspection::v1::{Plugin, PluginsRequest, PluginsResponse};
 use mica_snapshotter::grpc::proto::containerd::services::leases::v1::leases_server::{Leases, LeasesServer};
 use mica_snapshotter::grpc::proto::containerd::services::leases::v1::{CreateRequest, CreateResponse, Lease};
 use tokio::net::UnixListener;
@@ -36,6 +40,8 @@ pub struct Held {
     pub leases: HashMap<String, String>,
     /// References that somebody else writes.
     pub locked: Vec<String>,
+    /// The folder in which the blobs are said to be.
+    pub root: Option<PathBuf>,
 }
 
 /// A content store that serves on a socket.
@@ -51,6 +57,7 @@ impl FakeContent {
         let incoming = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
         let server = tonic::transport::Server::builder().add_service(ContentServer::new(content.clone()));
         let server = server.add_service(LeasesServer::new(content.clone()));
+        let server = server.add_service(IntrospectionServer::new(content.clone()));
         tokio::spawn(server.serve_with_incoming(incoming));
         content
     }
@@ -110,6 +117,17 @@ fn named(metadata: &MetadataMap) -> Result<(), Status> {
 
 fn none<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not part of the test"))
+}
+
+#[tonic::async_trait]
+impl Introspection for FakeContent {
+    async fn plugins(&self, request: Request<PluginsRequest>) -> Result<Response<PluginsResponse>, Status> {
+        assert_eq!(request.into_inner().filters, ["type==io.containerd.content.v1"]);
+        let root = self.held.lock().unwrap().root.clone().ok_or_else(|| Status::unimplemented("doesn't tell"))?;
+        let exports = HashMap::from([("root".to_owned(), root.display().to_string())]);
+        let plugin = Plugin { r#type: "io.containerd.content.v1".to_owned(), id: "content".to_owned(), exports };
+        Ok(Response::new(PluginsResponse { plugins: vec![plugin] }))
+    }
 }
 
 #[tonic::async_trait]

@@ -75,6 +75,38 @@ async fn apply_takes_a_layer_from_the_content_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn apply_reads_the_content_stores_file_where_that_is_in_reach() {
+    let (serving, content) = serve();
+    let folder = tempfile::tempdir().unwrap();
+    let blobs = folder.path().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    content.held.lock().unwrap().root = Some(folder.path().to_owned());
+    let client = &mut serving.snapshots();
+    let layers = [b"file", b"gone", b"torn", b"link", b"evil"].map(|name| gzip(&tar(&[("name", name)])));
+    let [file, gone, torn, link, evil] = layers.each_ref().map(|blob| content.add(blob.clone()));
+    let path = |digest: &str| blobs.join(digest.strip_prefix("sha256:").unwrap());
+    std::fs::write(path(&file), &layers[0]).unwrap();
+    std::fs::write(path(&torn), &layers[2][1..]).unwrap();
+    std::fs::write(folder.path().join("elsewhere"), &layers[3]).unwrap();
+    std::os::unix::fs::symlink("../../elsewhere", path(&link)).unwrap();
+    let mut other = layers[4].clone();
+    // The time in the header: what it decompresses to is the same.
+    other[4] ^= 1;
+    std::fs::write(path(&evil), &other).unwrap();
+    // Whether the content store is asked to send it: where there is no such file of that size.
+    for (digest, blob, reads) in
+        [(&file, &layers[0], 0), (&gone, &layers[1], 1), (&torn, &layers[2], 2), (&link, &layers[3], 3)]
+    {
+        let mounts = prepare(client, &key(digest), "").await.unwrap();
+        apply(&serving, layer(GZIP, digest, blob.len()), mounts).await.unwrap();
+        assert_eq!(content.held.lock().unwrap().reads, reads, "{digest}");
+    }
+    let mounts = prepare(client, &key(&evil), "").await.unwrap();
+    let status = apply(&serving, layer(GZIP, &evil, other.len()), mounts).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_of_what_is_not_ours_is_unimplemented_and_reads_nothing() {
     let (serving, content) = serve();
     let blob = gzip(&sample());
