@@ -353,6 +353,10 @@ pub enum Error {
     /// A collection of garbage is running.
     #[error("garbage is being collected already")]
     Collecting,
+
+    /// A scrub is reading all contents.
+    #[error("all contents are being scrubbed already; fsck reads them too, at once and all of them, if it is told to")]
+    Scrubbing,
 }
 
 /// What a caller can do about an error.
@@ -392,7 +396,7 @@ impl Error {
             | Self::NoImage { .. }
             | Self::NoRecipe { .. } => Kind::NotFound,
             Self::SnapshotDirExists { .. } => Kind::Exists,
-            Self::Locked { .. } | Self::Collecting => Kind::Busy,
+            Self::Locked { .. } | Self::Collecting | Self::Scrubbing => Kind::Busy,
             Self::InvalidDigest { .. }
             | Self::WrongKind { .. }
             | Self::InvalidName { .. }

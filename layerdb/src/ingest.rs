@@ -34,6 +34,7 @@ use std::thread;
 use std::time::SystemTime;
 
 use crossbeam_channel::bounded;
+use parking_lot::MutexGuard;
 
 use crate::digest::{BlobDigest, DiffId, Digest};
 use crate::error::{Error, Result};
@@ -159,20 +160,22 @@ impl Store {
             return Ok(None);
         }
         let mut batch = Batch::new();
-        self.pin(&mut batch, options.pin.as_deref(), diff_id)?;
+        let _pinning = self.pin(&mut batch, options.pin.as_deref(), diff_id)?;
         self.db().commit(batch)?;
         Ok(Some(layer))
     }
 
-    /// Adds the layer to the pin's row.
-    fn pin(&self, batch: &mut Batch, pin: Option<&[u8]>, diff_id: DiffId) -> Result<()> {
-        let Some(pin) = pin else { return Ok(()) };
+    /// Adds the layer to the pin's row. The guard is to be kept until the batch is committed, or another layer that is
+    /// added to the row meanwhile would be lost.
+    fn pin(&self, batch: &mut Batch, pin: Option<&[u8]>, diff_id: DiffId) -> Result<Option<MutexGuard<'_, ()>>> {
+        let Some(pin) = pin else { return Ok(None) };
+        let pinning = self.pinning.lock();
         let mut pinned: Vec<DiffId> = self.db().get_json(Family::Pins, pin)?.unwrap_or_default();
         if !pinned.contains(&diff_id) {
             pinned.push(diff_id);
             batch.put_json(Family::Pins, pin, &pinned)?;
         }
-        Ok(())
+        Ok(Some(pinning))
     }
 }
 
@@ -224,8 +227,9 @@ impl Ingest<'_> {
         };
         let mut batch = Batch::new();
         batch.put_json(Family::Layers, layer::key(diff_id).as_bytes(), &layer)?;
-        self.store.pin(&mut batch, self.options.pin.as_deref(), diff_id)?;
+        let pinning = self.store.pin(&mut batch, self.options.pin.as_deref(), diff_id)?;
         self.store.db().commit(batch)?;
+        drop(pinning);
         self.store.forget_layer_tree(diff_id);
         // What was damaged may be whole now, and what was found in the store may have been taken out of use since.
         if !self.store.is_whole(diff_id)? {

@@ -11,7 +11,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::recipe::RecipeRecord;
 use crate::store::{Family, Hold, Store};
-use crate::tree::{Content, FileKind, Tree};
+use crate::tree::{Content, Entered, FileKind, Tree};
 
 /// A layer in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,9 +196,10 @@ impl Store {
 /// Calls `visit` with every object that a tree names, once per inode, and with its size.
 pub(crate) fn each_object(tree: &Tree, mut visit: impl FnMut(ObjectId, u64)) -> Result<()> {
     let mut directories = vec![tree.root()];
-    let mut seen = std::collections::HashSet::new();
+    let (mut entered, mut seen) = (Entered::of(tree), std::collections::HashSet::new());
     while let Some(nid) = directories.pop() {
         let directory = tree.inode(nid)?;
+        entered.enter(tree, &directory)?;
         for entry in tree.entries(&directory, 0)? {
             let entry = entry?;
             match entry.kind {

@@ -134,6 +134,20 @@ impl Limits {
     }
 }
 
+/// What to say of bytes that a decoder of `format` refuses. Of a zstd stream that needs a larger window than it was
+/// allowed, the decoder says no more than that it needs too much memory.
+pub(crate) fn undecodable(format: &str, error: &std::io::Error, limits: &Limits) -> String {
+    let too_large = zstd::zstd_safe::get_error_name(WINDOW_TOO_LARGE);
+    if format == "zstd" && error.to_string() == too_large {
+        let largest = 1_u64 << limits.zstd_window_log;
+        return format!("the zstd stream needs a window of {}", over("zstd_window_log", largest, "bytes"));
+    }
+    format!("the {format} stream is corrupt: {error}")
+}
+
+/// `ZSTD_error_frameParameter_windowTooLarge`, as libzstd returns it from its functions.
+const WINDOW_TOO_LARGE: usize = 0_usize.wrapping_sub(16);
+
 /// What to say of something that breaks a limit.
 pub(crate) fn over(name: &str, limit: impl std::fmt::Display, what: &str) -> String {
     format!("over {limit} {what} (limit {name})")

@@ -1,8 +1,8 @@
 //! The store: one directory, one process, everything in it reached through [`Store`].
 //!
-//! The on-disk tree is drawn at the top of the crate. Locks, in the order they are taken: an ingest's turn for a
-//! diff-id, a chain's turn to be built, `damage`, `roots` of the metadata, the table of claims, RocksDB's handle. None is held
-//! while contents are read or written.
+//! The on-disk tree is drawn at the top of the crate. Locks, in the order they are taken: `scrubbing`, an ingest's turn for
+//! a diff-id, a chain's turn to be built, `damage`, `pinning`, `roots` of the metadata, the table of claims, RocksDB's
+//! handle. But for turns and `scrubbing`, none is held while contents are read or written.
 
 pub(crate) mod claims;
 pub(crate) mod db;
@@ -68,6 +68,10 @@ pub struct Store {
     pub(crate) ingesting: Turns<DiffId>,
     /// Held while a file is taken out of use, and while marks of damage are compared with files.
     pub(crate) damage: Mutex<()>,
+    /// Held while a layer is added to the row of a pin.
+    pub(crate) pinning: Mutex<()>,
+    /// Held by the scrub that goes on where the last one stopped.
+    pub(crate) scrubbing: Mutex<()>,
     next_temporary: AtomicU64,
     /// A sync failed: the kernel may have dropped what was written, so nothing may be acknowledged any more.
     broken: AtomicBool,
@@ -121,6 +125,8 @@ impl Store {
             chains: Chains::default(),
             ingesting: Turns::default(),
             damage: Mutex::default(),
+            pinning: Mutex::default(),
+            scrubbing: Mutex::default(),
             next_temporary: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             _lock: lock,

@@ -28,6 +28,7 @@ pub use build::{Builder, NodeId};
 pub use check::Form;
 pub use directory::{Entries, Entry};
 pub use merge::merge;
+pub(crate) use names::Entered;
 pub use read::{Inode, Tree};
 pub use write::{Contents, Placement};
 pub use xattr::{OPAQUE_XATTR, representable};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::tree::{FileKind, Tree};
+use crate::tree::{Entered, FileKind, Tree};
 
 /// Entries of a layer's tree by their kind. A file of several names counts once as what it is, and once for each further
 /// name as a hard link.
@@ -33,10 +33,11 @@ impl Contents {
     /// Counts all of a layer's tree.
     pub fn of(tree: &Tree) -> Result<Contents> {
         let mut counted = Contents::default();
-        let mut linked = std::collections::HashSet::new();
+        let (mut entered, mut linked) = (Entered::of(tree), std::collections::HashSet::new());
         let mut directories = vec![tree.root()];
         while let Some(nid) = directories.pop() {
             let directory = tree.inode(nid)?;
+            entered.enter(tree, &directory)?;
             counted.directories += 1;
             counted.implied += u64::from(tree.is_implied(&directory)?);
             counted.opaque += u64::from(tree.is_opaque(&directory)?);

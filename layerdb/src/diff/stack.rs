@@ -139,6 +139,11 @@ impl<'a> Dir<'a> {
         Ok((!sources.is_empty()).then_some(Dir { sources, stated }))
     }
 
+    /// The directories that it is made of, topmost first.
+    pub(super) fn sources(&self) -> &[Source<'a>] {
+        &self.sources
+    }
+
     /// Where its attributes come from.
     pub(super) fn attributes(&self) -> Source<'a> {
         self.sources[self.stated]

@@ -7,7 +7,7 @@ use super::stack::{Dir, Item, Pair, Source, Stack, pair};
 use super::{DiffOptions, Name};
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::tree::{Content, FileKind, Nid};
+use crate::tree::{Content, Entered, FileKind, Nid};
 
 /// Tells an inode from all others of all layers.
 type Identity = (usize, Nid);
@@ -23,6 +23,8 @@ pub(super) struct Walk<'a, 'v> {
     came_from: HashMap<Identity, Identity>,
     /// Files of several names whose bytes are counted.
     counted: [HashSet<Identity>; 2],
+    /// The directories of each layer that were looked through, before and after.
+    entered: [HashMap<usize, Entered>; 2],
     frames: Vec<Frame<'a>>,
     /// The path being looked at; its root is empty.
     path: Vec<u8>,
@@ -51,6 +53,7 @@ impl<'a, 'v> Walk<'a, 'v> {
             became: HashMap::new(),
             came_from: HashMap::new(),
             counted: [HashSet::new(), HashSet::new()],
+            entered: [HashMap::new(), HashMap::new()],
             frames: Vec::new(),
             path: Vec::new(),
         }
@@ -99,8 +102,16 @@ impl<'a, 'v> Walk<'a, 'v> {
         if before.is_none() && after.is_none() {
             return Ok(());
         }
-        let entries = |stack: &'a Stack, dir: Option<&Dir<'a>>| dir.map_or(Ok(Vec::new()), |dir| stack.entries(dir));
-        let pairs = pair(entries(self.before, before)?, entries(self.after, after)?);
+        let mut entries = |side: usize, stack: &'a Stack, dir: Option<&Dir<'a>>| {
+            let Some(dir) = dir else { return Ok(Vec::new()) };
+            for source in dir.sources() {
+                let (layer, _) = source.identity();
+                let entered = self.entered[side].entry(layer).or_insert_with(|| Entered::of(source.tree));
+                entered.enter(source.tree, &source.inode)?;
+            }
+            stack.entries(dir)
+        };
+        let pairs = pair(entries(0, self.before, before)?, entries(1, self.after, after)?);
         self.frames.push(Frame { path_bytes: self.path.len(), pairs: Box::new(pairs) });
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::layer::Layer;
 use crate::object;
 use crate::store::{Family, Store};
 use crate::tally::Tally;
-use crate::tree::{Content, FileKind, Tree};
+use crate::tree::{Content, Entered, FileKind, Tree};
 use crate::walk;
 
 /// Fewest digits that stand for a digest.
@@ -246,9 +246,10 @@ impl Store {
 /// Names of regular files with these contents, and how many there are.
 fn paths_in(tree: &Tree, id: ObjectId) -> Result<(Vec<String>, u64)> {
     let mut directories = vec![(tree.root(), Vec::new())];
-    let (mut paths, mut total) = (Vec::new(), 0);
+    let (mut entered, mut paths, mut total) = (Entered::of(tree), Vec::new(), 0);
     while let Some((nid, path)) = directories.pop() {
         let directory = tree.inode(nid)?;
+        entered.enter(tree, &directory)?;
         for entry in tree.entries(&directory, 0)? {
             let entry = entry?;
             let inner = || [&path[..], b"/", entry.name].concat();

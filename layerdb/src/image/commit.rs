@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::config::{Document, Step, rfc3339};
 use super::import::Candidate;
-use super::oci::{Config, RootFs};
+use super::oci::{self, Config, RootFs};
 use super::{Image, Reference};
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::{Error, Result};
@@ -76,7 +76,7 @@ impl Store {
         let manifest = self.manifest_upon(&base, &config, commit)?;
         let candidate = Candidate {
             names: vec![name.clone()],
-            manifest: Some((Digest::of(&manifest), manifest)),
+            manifest: Some(manifest),
             config,
             parsed: Config {
                 os: told.os,
@@ -127,7 +127,7 @@ impl Store {
     }
 
     /// The base's blobs are the new image's; what was added has never been one, and is told as the tar that it is.
-    fn manifest_upon(&self, base: &Image, config: &(Digest, Vec<u8>), commit: &Commit) -> Result<Vec<u8>> {
+    fn manifest_upon(&self, base: &Image, config: &(Digest, Vec<u8>), commit: &Commit) -> Result<(Digest, Vec<u8>)> {
         let manifest: Value = serde_json::from_slice(&self.image_manifest(base)?).unwrap_or_default();
         let known = manifest["layers"].as_array().map_or(&[][..], Vec::as_slice);
         let mut layers = Vec::new();
@@ -138,23 +138,9 @@ impl Store {
                 continue;
             }
             let layer = self.layer(*diff_id)?.ok_or(Error::NoLayer { diff_id: *diff_id })?;
-            layers.push(json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                "digest": diff_id,
-                "size": layer.tar_bytes,
-            }));
+            layers.push(oci::as_tar(&layer));
         }
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                "digest": config.0,
-                "size": config.1.len(),
-            },
-            "layers": layers,
-        });
-        Ok(manifest.to_string().into_bytes())
+        Ok(oci::manifest(config, &layers))
     }
 }
 

@@ -2,7 +2,6 @@
 //! (a directory for each layer with `layer.tar`, links among them, or blobs as in an OCI layout).
 
 use serde::Deserialize;
-use serde_json::json;
 
 use super::Platform;
 use super::import::{Candidate, PlannedLayer};
@@ -10,7 +9,6 @@ use super::oci::{self, Config};
 use super::source::Source;
 use crate::digest::{BlobDigest, Digest};
 use crate::error::{Error, Result};
-use crate::layer::Layer;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -74,30 +72,4 @@ fn candidate(source: &Source, item: Item) -> Result<Candidate> {
 fn digest_in(path: &str) -> Option<Digest> {
     let name = path.rsplit('/').next()?;
     Digest::from_hex(name.strip_suffix(".json").unwrap_or(name).as_bytes())
-}
-
-/// A manifest for an image that has none: its layers are the uncompressed tars, which Mica can give back.
-pub(super) fn manifest(config: &(Digest, Vec<u8>), layers: &[Layer]) -> (Digest, Vec<u8>) {
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|layer| {
-            json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                "digest": layer.diff_id,
-                "size": layer.tar_bytes,
-            })
-        })
-        .collect();
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": config.0,
-            "size": config.1.len(),
-        },
-        "layers": layers,
-    });
-    let bytes = manifest.to_string().into_bytes();
-    (Digest::of(&bytes), bytes)
 }

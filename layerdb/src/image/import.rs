@@ -263,8 +263,9 @@ impl Store {
                 .map(|id| ingested.iter().find(|(layer, _)| layer.diff_id == *id).map(|(layer, _)| layer.clone()))
                 .collect::<Option<_>>()
                 .ok_or_else(|| Error::NoLayer { diff_id: ids[0] })?;
+            let as_tars: Vec<_> = layers.iter().map(oci::as_tar).collect();
             let (manifest, manifest_bytes) =
-                candidate.manifest.unwrap_or_else(|| docker::manifest(&candidate.config, &layers));
+                candidate.manifest.unwrap_or_else(|| oci::manifest(&candidate.config, &as_tars));
             let (config, config_bytes) = candidate.config;
             staging.add(ObjectId(manifest), &manifest_bytes)?;
             staging.add(ObjectId(config), &config_bytes)?;

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::import::{Candidate, PlannedLayer};
 use super::platform::Platform;
 use super::source::Source;
 use crate::digest::{BlobDigest, DiffId, Digest};
 use crate::error::{Error, Result};
+use crate::layer::Layer;
 
 /// Indexes within indexes.
 const DEPTH_MAX: u32 = 4;
@@ -205,4 +207,29 @@ fn blob_document(source: &Source, descriptor: &Descriptor) -> Result<Vec<u8>> {
 
 pub(super) fn parse<'a, T: Deserialize<'a>>(source: &Source, name: &str, bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| source.bad(format!("{name}: {error}")))
+}
+
+/// The descriptor of a layer as the tar that it is, which Mica can give back whatever became of its blob.
+pub(super) fn as_tar(layer: &Layer) -> Value {
+    json!({
+        "mediaType": "application/vnd.oci.image.layer.v1.tar",
+        "digest": layer.diff_id,
+        "size": layer.tar_bytes,
+    })
+}
+
+/// A manifest for an image that has none: its configuration, and the descriptors of its layers, bottom first.
+pub(super) fn manifest(config: &(Digest, Vec<u8>), layers: &[Value]) -> (Digest, Vec<u8>) {
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": config.0,
+            "size": config.1.len(),
+        },
+        "layers": layers,
+    });
+    let bytes = manifest.to_string().into_bytes();
+    (Digest::of(&bytes), bytes)
 }

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::archive::Archive;
 use crate::error::{Error, Result};
-use crate::limits::{Limits, over, shortened};
+use crate::limits::{Limits, over, shortened, undecodable};
 use crate::store::Store;
 
 /// A place with files.
@@ -135,12 +135,12 @@ fn plain(store: &Store, mut file: File, path: &Path) -> Result<File> {
     file.seek(SeekFrom::Start(0)).map_err(Error::io(action()))?;
     let limits = &store.options().limits;
     let packed_bytes = file.metadata().map_err(Error::io(action()))?.len();
-    let mut decoder: Box<dyn Read> = match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(file)),
+    let (format, mut decoder): (&str, Box<dyn Read>) = match magic.as_slice() {
+        [0x1f, 0x8b, ..] => ("gzip", Box::new(flate2::read::MultiGzDecoder::new(file))),
         [0x28, 0xb5, 0x2f, 0xfd] => {
             let mut decoder = zstd::stream::read::Decoder::new(file).map_err(Error::io(action()))?;
             decoder.window_log_max(limits.zstd_window_log).map_err(Error::io(action()))?;
-            Box::new(decoder)
+            ("zstd", Box::new(decoder))
         }
         _ => return Ok(file),
     };
@@ -155,7 +155,7 @@ fn plain(store: &Store, mut file: File, path: &Path) -> Result<File> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // The system's errors have numbers, the decoder's have none.
             Err(error) if error.raw_os_error().is_none() => {
-                return Err(bad(format!("it can't be decompressed: {error}")));
+                return Err(bad(format!("it can't be decompressed: {}", undecodable(format, &error, limits))));
             }
             Err(error) => return Err(Error::io(action())(error)),
         };

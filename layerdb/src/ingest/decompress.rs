@@ -8,7 +8,7 @@ use super::Compression;
 use super::feed::Pieces;
 use super::stream::{Broken, CHUNK, Item};
 use crate::layer::BlobCompression;
-use crate::limits::Limits;
+use crate::limits::{Limits, undecodable};
 
 /// What has become of the stream.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ fn transfer(
                     used = bytes;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Broken::Bad(describe(format, &error))),
+                Err(error) => return Err(Broken::Bad(describe(format, &error, limits))),
             }
         }
         if filled == 0 {
@@ -124,9 +124,9 @@ fn transfer(
     }
 }
 
-fn describe(format: &str, error: &io::Error) -> String {
+fn describe(format: &str, error: &io::Error, limits: &Limits) -> String {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         return format!("the {format} stream is truncated");
     }
-    format!("the {format} stream is corrupt: {error}")
+    undecodable(format, error, limits)
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use super::{Head, Kind, Writer};
 use crate::digest::{Hasher, ObjectId};
 use crate::error::{Error, Result};
-use crate::tree::{Content, FileKind, Inode, Nid, Tree};
+use crate::tree::{Content, Entered, FileKind, Inode, Nid, Tree};
 
 /// Bytes of contents read at a time.
 const PIECE: usize = 256 << 10;
@@ -37,6 +37,7 @@ pub type OpenObject<'a> = &'a dyn Fn(ObjectId) -> Result<File>;
 pub fn write_tree(tree: &Tree, objects: OpenObject<'_>, out: &mut dyn Write) -> Result<Told> {
     let mut export = Export {
         tree,
+        entered: Entered::of(tree),
         objects,
         out: Writer::new(out),
         linked: HashMap::new(),
@@ -74,6 +75,7 @@ type Frame = Vec<(Vec<u8>, Nid)>;
 
 struct Export<'a> {
     tree: &'a Tree,
+    entered: Entered,
     objects: OpenObject<'a>,
     out: Writer<'a>,
     /// The first paths of files with several names.
@@ -85,6 +87,7 @@ struct Export<'a> {
 impl Export<'_> {
     /// Tells a directory and what it hides; its entries go to the last frame. Paths in it begin with `inside`.
     fn directory(&mut self, inode: &Inode, path: &[u8], inside: &[u8], frames: &mut [Frame]) -> Result<()> {
+        self.entered.enter(self.tree, inode)?;
         if !self.tree.is_implied(inode)? {
             self.head(inode, path, b"", 0)?;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::names::NidSet;
+use super::names::{Entered, NidSet};
 use super::read::{Inode, Tree};
 use super::{Content, FileKind, Nid};
 use crate::digest::ObjectId;
@@ -21,7 +21,16 @@ impl Tree {
     /// Follows every name, inode, attribute and inline content of the tree, and shows `visit` the object of each
     /// inode that has one, and its size. An error tells the first thing that is wrong.
     pub fn examine(&self, form: Form, visit: impl FnMut(ObjectId, u64)) -> Result<()> {
-        Check { tree: self, form, seen: NidSet::for_tree(self), inodes: 0, links: HashMap::new(), visit }.run()
+        Check {
+            tree: self,
+            form,
+            seen: NidSet::for_tree(self),
+            entered: Entered::of(self),
+            inodes: 0,
+            links: HashMap::new(),
+            visit,
+        }
+        .run()
     }
 }
 
@@ -29,6 +38,7 @@ struct Check<'a, V> {
     tree: &'a Tree,
     form: Form,
     seen: NidSet,
+    entered: Entered,
     inodes: u64,
     /// Of inodes with several names: how many the inode claims, and how many were found.
     links: HashMap<Nid, (u32, u32)>,
@@ -62,6 +72,7 @@ impl<V: FnMut(ObjectId, u64)> Check<'_, V> {
 
     fn directory(&mut self, directory: &Inode, pending: &mut Vec<Nid>) -> Result<()> {
         let tree = self.tree;
+        self.entered.enter(tree, directory)?;
         let mut last: &[u8] = b"";
         let mut subdirectories = 0_u32;
         for entry in tree.entries(directory, 0)? {

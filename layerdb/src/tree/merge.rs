@@ -10,7 +10,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use super::graph::{Edge, Graph, Node, NodeBody};
-use super::names::NidSet;
+use super::names::Entered;
 use super::read::{Inode, Tree};
 use super::xattr::{Own, Pair, XattrSet, XattrTable, first_beyond_area, known_namespace};
 use super::{Content, FileKind, Nid, Timestamp, Written, encode_device};
@@ -54,8 +54,8 @@ struct Candidate<'a> {
 struct Merge<'a> {
     /// Top first.
     layers: Vec<&'a Tree>,
-    /// Directories that were taken, for each layer: each may have one name only.
-    seen: Vec<NidSet>,
+    /// Directories that were taken, for each layer.
+    entered: Vec<Entered>,
     graph: Graph<'a>,
     /// Inodes of several names that are in the graph, by layer and number.
     linked: HashMap<(usize, Nid), u32>,
@@ -67,7 +67,7 @@ impl<'a> Merge<'a> {
     fn new(layers: &'a [Arc<Tree>]) -> Self {
         let layers: Vec<&Tree> = layers.iter().rev().map(Arc::as_ref).collect();
         Self {
-            seen: layers.iter().map(|tree| NidSet::for_tree(tree)).collect(),
+            entered: layers.iter().map(|tree| Entered::of(tree)).collect(),
             layers,
             graph: Graph { nodes: Vec::new(), edges: Vec::new(), xattrs: XattrTable::default() },
             linked: HashMap::new(),
@@ -103,10 +103,7 @@ impl<'a> Merge<'a> {
             }
             let tree = self.layers[layer];
             let inode = tree.inode(nid)?;
-            tree.expect_directory(&inode)?;
-            if !self.seen[layer].insert(nid) {
-                return Err(tree.corrupt(nid, "the directory has more than one name"));
-            }
+            self.entered[layer].enter(tree, &inode)?;
             sources.push(Source { layer, inode });
             if stated.is_none() && !tree.is_implied(&inode)? {
                 stated = Some(sources.len() - 1);

@@ -23,6 +23,38 @@ impl NidSet {
     }
 }
 
+/// The directories of one tree that a walk has come to.
+///
+/// A walk over a whole tree ends only if each directory is listed once, and takes a time in proportion to the file only
+/// if no two are made of the same bytes; a damaged tree may promise neither.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    seen: NidSet,
+    /// Bytes of the file that are no directory's yet.
+    left_bytes: u64,
+}
+
+impl Entered {
+    /// None yet.
+    pub(crate) fn of(tree: &Tree) -> Self {
+        Self { seen: NidSet::for_tree(tree), left_bytes: tree.len_bytes() }
+    }
+
+    /// Takes note of a directory that is about to be listed; an error if the walk has been there, or if its directories
+    /// would be larger together than the file that they are in.
+    pub(crate) fn enter(&mut self, tree: &Tree, directory: &Inode) -> Result<()> {
+        tree.expect_directory(directory)?;
+        if !self.seen.insert(directory.nid) {
+            return Err(tree.corrupt(directory.nid, "the directory has more than one name"));
+        }
+        match self.left_bytes.checked_sub(directory.size) {
+            Some(left) => self.left_bytes = left,
+            None => return Err(tree.corrupt(directory.nid, "directories are made of the same bytes")),
+        }
+        Ok(())
+    }
+}
+
 /// One name of an inode that has several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Link {
@@ -112,14 +144,13 @@ impl Tree {
 impl LinkIndex {
     fn build(tree: &Tree) -> Result<Self> {
         let mut found = Vec::new();
-        let mut seen = NidSet::for_tree(tree);
+        let mut entered = Entered::of(tree);
         let mut pending = vec![tree.root()];
         while let Some(nid) = pending.pop() {
-            if !seen.insert(nid) {
-                return Err(tree.corrupt(nid, "the directory has more than one name"));
-            }
+            let directory = tree.inode(nid)?;
+            entered.enter(tree, &directory)?;
             let mut before = 0;
-            for entry in tree.entries(&tree.inode(nid)?, 0)? {
+            for entry in tree.entries(&directory, 0)? {
                 let entry = entry?;
                 let inode = tree.inode(entry.nid)?;
                 if inode.kind == FileKind::Directory {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Pace, Source, Verdict};
 use crate::digest::ObjectId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ingest::{Progress, unix_seconds};
 use crate::quarantine::{Damaged, Quarantined};
 use crate::store::{Batch, Family, Store};
@@ -60,9 +60,10 @@ impl Store {
     }
 
     /// Reads every object from the disk and takes those out of use that are damaged. Goes on where an earlier scrub
-    /// stopped; ends early, to be resumed, once `stop` is set.
+    /// stopped; ends early, to be resumed, once `stop` is set. [`Error::Scrubbing`] while another scrub is at it.
     pub fn scrub(&self, options: &ScrubOptions, stop: &AtomicBool, progress: &dyn Progress) -> Result<ScrubReport> {
         self.require_writable()?;
+        let _scrubbing = self.scrubbing.try_lock().ok_or(Error::Scrubbing)?;
         let earlier = self.scrubbed()?.unwrap_or_default();
         let first = earlier.next.filter(|_| !options.restart);
         let fresh = Scrub { began: unix_seconds(), completed: earlier.completed, ..Scrub::default() };

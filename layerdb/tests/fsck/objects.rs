@@ -1,10 +1,12 @@
 //! Contents.
 
 use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use mica_layerdb::fsck::{FsckOptions, Issue, Outcome};
 use mica_layerdb::verify::ScrubOptions;
-use std::sync::atomic::AtomicBool;
+use mica_layerdb::{Error, Kind, Progress, Store};
 
 use crate::world::{World, flip, object_of, replace_by_directory, write_sealed};
 
@@ -110,4 +112,26 @@ fn scrub_takes_corrupt_objects_out_of_use_and_goes_on_where_it_stopped() {
     assert_eq!(world.store.damaged_layers().unwrap().len(), 1);
     world.import();
     world.expect_clean();
+}
+
+/// Scrubs while it is told of a scrub.
+struct Second<'a>(&'a std::sync::Arc<Store>, Mutex<Vec<Error>>);
+
+impl Progress for Second<'_> {
+    fn read(&self, _: &str, _: u64) {
+        let second = self.0.scrub(&ScrubOptions::default(), &AtomicBool::new(false), &());
+        self.1.lock().unwrap().push(second.unwrap_err());
+    }
+}
+
+#[test]
+fn scrub_beside_another_is_refused_and_leaves_it_alone() {
+    let world = World::new();
+    let second = Second(&world.store, Mutex::default());
+    let first = world.store.scrub(&ScrubOptions::default(), &AtomicBool::new(false), &second).unwrap();
+    assert!(first.complete);
+    assert_eq!(first.scrub.objects, 5);
+    let refused = second.1.lock().unwrap();
+    assert!(!refused.is_empty() && refused.iter().all(|error| error.kind() == Kind::Busy), "{refused:?}");
+    assert_eq!(world.store.scrubbed().unwrap(), Some(first.scrub));
 }

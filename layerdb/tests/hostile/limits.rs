@@ -193,5 +193,5 @@ fn zstd_window_at_the_limit_and_one_above() {
         encoder.finish().unwrap()
     };
     let limits = Limits { zstd_window_log: 18, ..Limits::default() };
-    at_and_above(limits, &pack(18), &pack(19), &["zstd stream"]);
+    at_and_above(limits, &pack(18), &pack(19), &["zstd stream", "over 262144 bytes", "limit zstd_window_log"]);
 }

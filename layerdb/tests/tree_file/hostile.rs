@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mica_layerdb::Error;
-use mica_layerdb::tree::{FileKind, Nid, Tree, merge};
+use mica_layerdb::diff::{Contents, DiffOptions, Stack, diff};
+use mica_layerdb::tar::write_tree;
+use mica_layerdb::tree::{FileKind, Form, Nid, Tree, merge};
+use mica_layerdb::{Batch, Error, Family, IngestOptions, Store};
 use proptest::prelude::*;
 
 use crate::merge::reseal;
@@ -233,4 +235,96 @@ fn name_with_a_slash_is_an_error() {
     let tree = Tree::from_vec(bytes, "hostile").unwrap();
     let root = tree.inode(tree.root()).unwrap();
     assert!(tree.entries(&root, 0).unwrap().next().unwrap().is_err());
+}
+
+/// A tree one of whose directories is its own child.
+fn circular() -> Vec<u8> {
+    let twice = [file("twice", ""), link("again", "twice")];
+    let mut bytes = bytes_of(&[&twice[..], &[dir("outer"), dir("outer/inner"), file("outer/inner/file", "")]].concat());
+    let tree = Tree::from_vec(bytes.clone(), "hostile").unwrap();
+    let root = tree.inode(tree.root()).unwrap();
+    let outer = tree.lookup(&root, b"outer").unwrap().unwrap().nid;
+    let inner = tree.lookup(&tree.inode(outer).unwrap(), b"inner").unwrap().unwrap().nid;
+    let entries = outer.0 as usize * 32 + 64;
+    let at = entries + bytes[entries..].windows(8).position(|window| window == inner.0.to_le_bytes()).unwrap();
+    bytes[at..at + 8].copy_from_slice(&outer.0.to_le_bytes());
+    reseal(&mut bytes);
+    bytes
+}
+
+/// A tree with a hundred directories that all have the names of another one.
+fn sharing() -> Vec<u8> {
+    let mut items = vec![file("twice", ""), link("again", "twice"), dir("many")];
+    items.extend((0..180).map(|number| file(format!("many/a-name-of-some-length-{number}"), "")));
+    items.extend((0..100).map(|number| dir(format!("victims/{number}"))));
+    let mut bytes = bytes_of(&items);
+    let tree = Tree::from_vec(bytes.clone(), "hostile").unwrap();
+    let root = tree.inode(tree.root()).unwrap();
+    let find = |name: &[u8]| tree.inode(tree.lookup(&root, name).unwrap().unwrap().nid).unwrap();
+    let many = find(b"many").nid.0 as usize * 32;
+    for entry in tree.entries(&find(b"victims"), 0).unwrap() {
+        let victim = entry.unwrap().nid.0 as usize * 32;
+        // One whole block of the other's, and nothing inline.
+        bytes.copy_within(many..many + 2, victim);
+        bytes[victim] &= !0b1110;
+        bytes[victim + 8..victim + 16].copy_from_slice(&4096_u64.to_le_bytes());
+        bytes.copy_within(many + 16..many + 20, victim + 16);
+    }
+    reseal(&mut bytes);
+    bytes
+}
+
+#[test]
+fn directories_in_a_circle_or_of_the_same_bytes_end_every_walk_over_a_tree() {
+    for (bytes, told) in [(circular(), "more than one name"), (sharing(), "same bytes")] {
+        let tree = Arc::new(Tree::from_vec(bytes, "hostile").unwrap());
+        let twice = tree.lookup(&tree.inode(tree.root()).unwrap(), b"twice").unwrap().unwrap().nid;
+        let empty = Arc::new(tree_of(&[]));
+        let compared = |before: &Arc<Tree>, after: &Arc<Tree>| {
+            let stack = |tree: &Arc<Tree>| Stack::merged(vec![Arc::clone(tree)]);
+            diff(&stack(before), &stack(after), DiffOptions::default(), &mut |_| Ok(())).map(drop)
+        };
+        let ends = [
+            ("merge", merge(&[Arc::clone(&tree)], &mut std::io::sink()).map(drop)),
+            ("merge with others", {
+                let layers = [Arc::clone(&SMALL_TREE), Arc::clone(&tree), Arc::clone(&SMALL_TREE)];
+                merge(&layers, &mut std::io::sink()).map(drop)
+            }),
+            ("examine", tree.examine(Form::Layer, |_, _| ())),
+            ("names", tree.links(twice).map(drop)),
+            ("count", Contents::of(&tree).map(drop)),
+            ("tell as tar", write_tree(&tree, &|_| unreachable!("it has no objects"), &mut std::io::sink()).map(drop)),
+            ("compare before", compared(&tree, &empty)),
+            ("compare after", compared(&empty, &tree)),
+        ];
+        for (walk, end) in ends {
+            let error = end.expect_err(walk).to_string();
+            assert!(error.contains("tree hostile"), "{walk}: {error}");
+            // A thorough look finds more that is wrong with such a tree, and finds it first.
+            assert!(walk == "examine" || error.contains(told), "{walk}: {error}");
+        }
+    }
+}
+
+#[test]
+fn directories_in_a_circle_end_the_walk_for_the_objects_of_a_layer() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let tar = tar::Builder::new(Vec::new()).into_inner().unwrap();
+    let layer = store.ingest(&mut &tar[..], &IngestOptions::default(), &()).unwrap();
+    drop(store);
+    for (bytes, told) in [(circular(), "more than one name"), (sharing(), "same bytes")] {
+        let path = directory.path().join("layers/sha256").join(layer.diff_id.hex());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let damaged = mica_layerdb::Layer { tree_bytes: bytes.len() as u64, ..layer.clone() };
+        let mut batch = Batch::new();
+        batch.put_json(Family::Layers, layer.diff_id.hex().as_bytes(), &damaged).unwrap();
+        store.db().commit(batch).unwrap();
+        let error = store.each_layer_object(&damaged, |_, _| ()).unwrap_err();
+        assert_eq!(error.kind(), mica_layerdb::Kind::Corrupt);
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(format!("{error}: {source}").contains(told), "{error}: {source}");
+    }
 }

@@ -78,6 +78,10 @@ fn round(store: &Store, options: &ScrubOptions, stop: &AtomicBool) -> Duration {
             REST
         }
         Ok(_) => Duration::ZERO,
+        Err(mica_layerdb::Error::Scrubbing) => {
+            tracing::info!("somebody scrubs already");
+            PAUSE
+        }
         Err(error) => {
             tracing::error!(%error, "scrubbing");
             PAUSE
