@@ -121,6 +121,10 @@ pub struct Mount {
     /// Folder that takes the changes of a writable image mount (`upper` and `work` are made in it).
     #[arg(long, value_name = "DIR", requires = "image")]
     pub rw: Option<PathBuf>,
+    /// Whether contents of the image are compared with their digests before they are served for the first time
+    /// [default: as the store's daemon does].
+    #[arg(long, value_name = "WHEN", value_parser = ["never", "first-use"], requires = "image")]
+    pub verify: Option<String>,
     /// Stay in the foreground.
     #[arg(short = 'f', long)]
     pub foreground: bool,

@@ -15,6 +15,7 @@ use mica_layerdb::{GcOptions, Progress, Store};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::config::Verify;
 use crate::error::{Error, Result};
 use crate::snapshots::Snapshots;
 
@@ -30,6 +31,9 @@ pub use report::{ImageReport, SnapshotReport, SnapshotRow, StatusReport};
 pub trait Daemon: Send + Sync {
     /// What it serves where.
     fn status(&self) -> StatusReport;
+
+    /// When it compares contents with their digests.
+    fn verify(&self) -> Verify;
 
     /// Asks it to end. Returns at once.
     fn end(&self);
@@ -75,7 +79,8 @@ impl Admin {
             Call::ImageShow { reference } => json(&ImageReport::of(&self.store, self.image(&reference)?)?),
             Call::ImageRm { reference } => json(&self.store.remove_image(&reference)?),
             Call::ImageMount { reference, lock } => {
-                json(&pins::mountable(&self.store, self.image(&reference)?, &lock)?)
+                let verify = self.daemon.as_ref().map(|(_, daemon)| daemon.verify()).unwrap_or_default();
+                json(&pins::mountable(&self.store, self.image(&reference)?, &lock, verify)?)
             }
             Call::LayerLs => json(&self.store.layers()?),
             Call::LayerShow { digest } => json(&LayerReport::of(&self.store, self.layer(&digest)?)?),

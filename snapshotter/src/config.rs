@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mica_layerdb::{Limits, Rate};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the store is when nobody says otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/mica";
@@ -41,7 +41,7 @@ pub struct Config {
 }
 
 /// When contents are compared with their digests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verify {
     /// When they are checked or scrubbed, not when they are served.
@@ -49,6 +49,17 @@ pub enum Verify {
     Never,
     /// Before they are served for the first time after the daemon has started.
     FirstUse,
+}
+
+impl Verify {
+    /// By its name, `never` or `first-use`.
+    pub fn named(name: &str) -> Option<Verify> {
+        match name {
+            "never" => Some(Verify::Never),
+            "first-use" => Some(Verify::FirstUse),
+            _ => None,
+        }
+    }
 }
 
 /// What the command line says; it wins over the file.
@@ -180,11 +191,7 @@ impl Config {
             passthrough: !flags.no_passthrough && file.passthrough.unwrap_or(true),
             gc_rate: file.gc.rate,
             limits: limits(file.limits, &flags.limits)?,
-            verify: match flags.verify.as_deref() {
-                Some("first-use") => Verify::FirstUse,
-                Some(_) => Verify::Never,
-                None => file.verify.unwrap_or_default(),
-            },
+            verify: flags.verify.as_deref().and_then(Verify::named).or(file.verify).unwrap_or_default(),
             verify_trees: flags.verify_trees || file.verify_trees.unwrap_or(false),
             scrub_mib_per_second: flags.scrub_mib_per_second.or(file.scrub_mib_per_second).unwrap_or(0),
         })

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::admin::{self, Admin, Daemon, StatusReport};
-use crate::config::Config;
+use crate::config::{Config, Verify};
 use crate::content::ContentStore;
 use crate::error::Error;
 use crate::grpc::Work;
@@ -122,7 +122,7 @@ async fn serve(config: &Config, store: Arc<Store>, mounter: MakeMounter<'_>) -> 
     snapshots.limit_cleanup(config.gc_rate);
     let (end, mut ended) = watch::channel(false);
     let record = Record::of(config);
-    let daemon = Box::new(Handle { status: record.status(config), end });
+    let daemon = Box::new(Handle { status: record.status(config), verify: config.verify, end });
     let admin = Arc::new(Admin::of_daemon(Arc::clone(&snapshots), daemon));
     let (stop, mut stopped) = watch::channel(false);
     let work = Work::default();
@@ -197,12 +197,17 @@ async fn farewell(snapshots: Arc<Snapshots>) -> Result<(), ServeError> {
 /// The daemon, as its administration reaches it.
 struct Handle {
     status: StatusReport,
+    verify: Verify,
     end: watch::Sender<bool>,
 }
 
 impl Daemon for Handle {
     fn status(&self) -> StatusReport {
         self.status.clone()
+    }
+
+    fn verify(&self) -> Verify {
+        self.verify
     }
 
     fn end(&self) {

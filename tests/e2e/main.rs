@@ -4,6 +4,7 @@ mod commit;
 mod containers;
 mod harness;
 mod images;
+mod integrity;
 mod layers;
 mod mounting;
 mod podman;

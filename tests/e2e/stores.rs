@@ -75,6 +75,7 @@ fn second_daemon_on_the_same_root_or_socket_is_refused() -> Result {
 #[test]
 fn layer_tree_cut_in_half_is_told_and_others_are_served() -> Result {
     play("layer tree cut in half", Version::V1_7, |scene| {
+        scene.leave_damaged();
         let station = scene.pulled("station")?;
         let ledger = scene.pulled("ledger")?;
         // Only the station has its second layer.

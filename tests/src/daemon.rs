@@ -44,6 +44,11 @@ impl Daemon {
         Ok(())
     }
 
+    /// Flags for the next start, beside those of the first.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// The store's folder.
     pub fn root(&self) -> &Path {
         &self.root

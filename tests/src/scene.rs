@@ -17,6 +17,7 @@ pub struct Scene {
     /// Where images come from.
     pub registry: Registry,
     folders: Folders,
+    damaged: bool,
 }
 
 impl Scene {
@@ -36,7 +37,12 @@ impl Scene {
         let daemon = Daemon::start(root, &folders.run().join("mica"), &flags)?;
         let snapshotter = Snapshotter::Mica { socket: daemon.socket(), root: root.to_path_buf() };
         let containerd = Containerd::start(version, snapshotter, &engine, &folders.disk().join("containerd"))?;
-        Ok(Scene { containerd, daemon, registry, folders })
+        Ok(Scene { containerd, daemon, registry, folders, damaged: false })
+    }
+
+    /// The store is damaged on purpose: its end is not checked.
+    pub fn leave_damaged(&mut self) {
+        self.damaged = true;
     }
 
     /// Its temporary folders.
@@ -56,10 +62,17 @@ impl Scene {
         Ok(reference)
     }
 
-    /// Ends everything and checks that nothing is left.
+    /// Ends everything and checks that nothing is left, and nothing wrong with the store.
     pub fn finish(self) -> Result {
-        let Scene { containerd, daemon, registry, folders } = self;
+        let Scene { containerd, daemon, registry, folders, damaged } = self;
+        if !damaged {
+            // Beside containers and the engine's own work first, alone after.
+            daemon.mica(&["fsck"])?;
+        }
         drop(containerd);
+        if !damaged {
+            daemon.mica(&["fsck", "--data", "--deep"])?;
+        }
         let finished = daemon.finish();
         drop(registry);
         drop(folders);

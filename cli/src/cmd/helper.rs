@@ -113,6 +113,7 @@ impl Helper {
             options: Vec::new(),
             image: None,
             rw: None,
+            verify: None,
             foreground: line.foreground,
             positional: line.positional,
         };

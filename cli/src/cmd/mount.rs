@@ -22,6 +22,7 @@ use mica_fs::union::Union;
 use mica_fs::{Objects, Owners};
 use mica_layerdb::tree::Tree;
 use mica_snapshotter::admin::{Call, ImageLock, MountableImage};
+use mica_snapshotter::config::Verify;
 use rustix::fs::{Mode, OFlags};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -127,7 +128,7 @@ fn serve(
     rustix::process::umask(Mode::empty());
     let (union, lock) = match &arguments.image {
         Some(image) => {
-            let (union, lock) = union_of(context, image, arguments.rw.as_deref())?;
+            let (union, lock) = union_of(context, arguments, image)?;
             (union, Some(lock))
         }
         None => (union_of_dirs(options)?, None),
@@ -156,18 +157,21 @@ fn serve(
 }
 
 /// The union of an image, and what keeps its layers.
-fn union_of(context: &Context, image: &str, changes: Option<&Path>) -> Result<(Union, ImageLock), Failure> {
+fn union_of(context: &Context, arguments: &Mount, image: &str) -> Result<(Union, ImageLock), Failure> {
     let root = context.root();
     let backend = Backend::of(&root)?;
     let lock = ImageLock::take(&root)?;
     let call = Call::ImageMount { reference: image.to_owned(), lock: lock.id().to_owned() };
-    let MountableImage { tree, objects, image } = backend.call(call, &())?;
+    let MountableImage { tree, objects, image, verify } = backend.call(call, &())?;
     drop(backend);
     let file =
         std::fs::File::open(&tree).map_err(|error| Failure::text(format!("can't open {}: {error}", tree.display())))?;
     let tree = Arc::new(Tree::open(&file, &image.name)?);
     let objects = Arc::new(Objects::sealed(&objects)?);
-    let changes = changes.map(std::path::absolute).transpose()?;
+    if arguments.verify.as_deref().and_then(Verify::named).unwrap_or(verify) == Verify::FirstUse {
+        objects.verify_first_use();
+    }
+    let changes = arguments.rw.as_deref().map(std::path::absolute).transpose()?;
     Ok((union_of_image(tree, objects, changes.as_deref())?, lock))
 }
 

@@ -17,6 +17,7 @@ use mica_layerdb::{Batch, ChainId, Family, Image, Store};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Verify;
 use crate::error::{Error, Result};
 
 const FOLDER: &str = "mounts";
@@ -31,6 +32,8 @@ pub struct MountableImage {
     pub tree: PathBuf,
     /// The folder of objects.
     pub objects: PathBuf,
+    /// When the store's daemon compares contents with their digests; without one it is the default.
+    pub verify: Verify,
 }
 
 /// A lock that keeps the layers of one mount.
@@ -73,7 +76,7 @@ impl Drop for ImageLock {
 }
 
 /// Pins the layers of an image under a lock that the caller holds, and builds its merged tree.
-pub(super) fn mountable(store: &Arc<Store>, image: Image, lock: &str) -> Result<MountableImage> {
+pub(super) fn mountable(store: &Arc<Store>, image: Image, lock: &str, verify: Verify) -> Result<MountableImage> {
     let invalid = |reason: &str| Error::Invalid { what: format!("lock {lock:?}"), reason: reason.to_owned() };
     if lock.is_empty() || !lock.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
         return Err(invalid("it is no name of a lock"));
@@ -90,7 +93,7 @@ pub(super) fn mountable(store: &Arc<Store>, image: Image, lock: &str) -> Result<
     store.db().commit(batch)?;
     drop(hold);
     store.chain(&image.layers)?;
-    Ok(MountableImage { tree: store.chain_path(chain), objects: store.objects_path().to_path_buf(), image })
+    Ok(MountableImage { tree: store.chain_path(chain), objects: store.objects_path().to_path_buf(), verify, image })
 }
 
 /// Removes the rows and files of mounts that have ended.
