@@ -15,6 +15,9 @@ fn applied_layer_is_the_contents_of_the_committed_snapshot() {
     let applied = world.apply(&mounts, incoming(GZIP, &gzip(&plain))).unwrap().unwrap();
     assert_eq!(applied.diff_id, diff_id(&plain));
     assert_eq!(applied.size, plain.len() as u64);
+    let mut exported = Vec::new();
+    world.store().export_layer(applied.diff_id, &mut exported).unwrap();
+    assert_eq!(exported, plain);
     assert!(world.store().chain_records().unwrap().is_empty(), "nobody has looked yet");
     world.committed("c", "extract");
     world.active("run", "c");

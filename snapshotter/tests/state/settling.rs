@@ -18,7 +18,13 @@ fn changes_of_a_committed_snapshot_become_its_layer() {
     assert!(!world.store().snapshot_dir(number).exists(), "the folder has served");
     world.view("look", "c", labels(&[])).unwrap();
     assert_eq!(world.names_below("look"), ["below", "new"]);
-    assert_eq!(world.store().layers().unwrap().len(), 2);
+    let layers = world.store().layers().unwrap();
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        // Fails if the tar hasn't the diff-id: a layer of changes comes back as any other does.
+        let bytes = world.store().export_layer(layer.diff_id, &mut std::io::sink()).unwrap();
+        assert_eq!(bytes, layer.tar_bytes);
+    }
     world.cleanup().unwrap();
     assert_eq!(world.store().layers().unwrap().len(), 2, "it is pinned");
     world.remove_all();
