@@ -74,6 +74,44 @@ fn container_becomes_an_image_that_engines_run(scene: &mut Scene) -> Result {
     Ok(())
 }
 
+#[test]
+fn snapshot_is_compared_and_committed_upon_a_named_base_and_without_a_daemon() -> Result {
+    play("snapshot without a daemon", Version::V1_7, |scene| {
+        let image = scene.pulled("station")?;
+        let container = scene.containerd.start_container(&image)?;
+        container.shell(CHANGE)?;
+        scene.daemon.mica(&["image", "import", &place::images()?.display().to_string()])?;
+        let key = container.id().to_owned();
+        let commit = |scene: &Scene, name: &str, flags: &[&str]| -> Result<Value> {
+            let words = [&["snapshot", "commit", &key, "--name", name], flags].concat();
+            scene.daemon.json(&words)?;
+            scene.daemon.json(&["image", "show", name])
+        };
+        let told = scene.daemon.json(&["snapshot", "diff", &key])?;
+        let usual = commit(scene, "usual:1", &[])?;
+        // The files are the container's, whatever image is said to have the configuration.
+        let based = commit(scene, "based:1", &["--base", "ledger"])?;
+        ensure_eq!(based["image"]["layers"], usual["image"]["layers"], "layers upon another base");
+        let ledger = scene.daemon.json(&["image", "show", "ledger"])?;
+        ensure_eq!(based["config"]["config"], ledger["config"]["config"], "the configuration of the named base");
+        ensure!(usual["config"]["config"] != ledger["config"]["config"], "two images have one configuration");
+
+        scene.daemon.terminate()?;
+        ensure_eq!(scene.daemon.json(&["snapshot", "diff", &key])?, told, "the difference, without a daemon");
+        let alone = commit(scene, "alone:1", &[])?;
+        ensure_eq!(alone["image"]["layers"], usual["image"]["layers"], "layers, without a daemon");
+        ensure_eq!(alone["config"]["config"], usual["config"]["config"], "the configuration, without a daemon");
+        let refusal = scene.daemon.run(&["snapshot", "commit", "none", "--name", "none:1"])?.refusal()?;
+        ensure!(refusal.contains("none"), "it said {refusal:?}");
+
+        scene.daemon.start_again()?;
+        scene.containerd.reach_snapshotter()?;
+        ensure_eq!(scene.daemon.json(&["snapshot", "diff", &key])?, told, "the difference, after all that");
+        ensure_eq!(container.shell("echo more >> /srv/mine; cat /srv/mine")?, "mine\nmore\n", "in the container");
+        container.remove()
+    })
+}
+
 fn has(diff: &Value, change: &str, path: &str) -> bool {
     diff["changes"].as_array().is_some_and(|all| all.iter().any(|it| it["change"] == change && it["path"] == path))
 }

@@ -2,6 +2,7 @@
 
 mod commit;
 mod containers;
+mod docker;
 mod harness;
 mod images;
 mod integrity;
