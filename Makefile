@@ -12,7 +12,7 @@ rocksdb-env = ROCKSDB_LIB_DIR="$$(scripts/rocksdb --path)"
 cargo = $(rocksdb-env) cargo
 flags = --release --workspace --locked
 
-.PHONY: help run test check crash bench scale fuzz build setup rocksdb images bench-images fmt clean
+.PHONY: help run test check crash big bench scale fuzz build setup rocksdb images bench-images fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ check: rocksdb ## formatting, lints, fast tests
 	$(cargo) clippy $(flags) --all-targets -- --deny warnings
 	$(cargo) test $(flags) --lib --bins
 
-crash: rocksdb ## power cuts at every instant, failures of every call, 200 kills
+crash: setup build images ## power cuts at every instant, failures of every call, hundreds of kills
 	MICA_CRASH=long $(cargo) test --release --locked --package mica-layerdb --test crash -- --nocapture
+	MICA_CRASH=long scripts/contained env $(rocksdb-env) cargo test --release --locked --package mica-tests --test e2e kills -- --nocapture
+
+big: rocksdb ## layers of gigabytes and of millions of files, and what memory they take
+	$(cargo) test --release --locked --package mica-layerdb --test memory -- --include-ignored --nocapture
 
 bench: setup build images bench-images ## Mica against containerd's overlayfs snapshotter; BENCH='--only ingest' for one part
 	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" $(BENCH)

@@ -1,4 +1,5 @@
-//! One ingest takes at most 64 MiB, RocksDB included, whatever comes in.
+//! One ingest takes at most 64 MiB, RocksDB included, however large a file is; of very many files, what their names and
+//! attributes take on top.
 //!
 //! Peak memory belongs to a process, so each ingest has one of its own: the test starts this program again.
 
@@ -7,56 +8,74 @@
 use std::io::{self, Read};
 use std::process::Command;
 
-use mica_layerdb::{Compression, IngestOptions, Store};
+use mica_layerdb::{Compression, IngestOptions, Limits, Store};
 
 const MIB: u64 = 1 << 20;
 const PEAK_BYTES: u64 = 64 * MIB;
-/// What the child is to ingest: `sparse` or `dense`, and MiB.
+/// Of an entry with an ordinary name.
+const ENTRY_BYTES: u64 = 288;
+/// What the child is to ingest: `sparse` or `dense` and MiB, or `entries` and how many.
 const ORDER: &str = "MICA_TEST_MEMORY";
 
 #[test]
 fn ingest_of_a_large_sparse_entry_stays_within_64_mib() {
-    stays_within("sparse", 512);
+    stays_within("sparse", 512, PEAK_BYTES);
 }
 
 #[test]
 fn ingest_of_a_large_dense_entry_stays_within_64_mib() {
-    stays_within("dense", 256);
+    stays_within("dense", 256, PEAK_BYTES);
 }
 
 #[test]
 #[ignore = "hashes and writes gigabytes: half a minute"]
 fn ingest_of_8_gib_sparse_and_2_gib_dense_stays_within_64_mib() {
-    stays_within("sparse", 8192);
-    stays_within("dense", 2048);
+    stays_within("sparse", 8192, PEAK_BYTES);
+    stays_within("dense", 2048, PEAK_BYTES);
 }
 
-fn stays_within(kind: &str, mib: u64) {
+#[test]
+fn ingest_of_many_entries_takes_memory_for_their_names_and_attributes_alone() {
+    stays_within("entries", 200_000, PEAK_BYTES + 200_000 * ENTRY_BYTES);
+}
+
+#[test]
+#[ignore = "hashes gigabytes, and takes more than one: half a minute"]
+fn ingest_of_4_million_entries_takes_memory_for_their_names_and_attributes_alone() {
+    stays_within("entries", 4_000_000, PEAK_BYTES + 4_000_000 * ENTRY_BYTES);
+}
+
+fn stays_within(kind: &str, amount: u64, most: u64) {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "child", "--ignored", "--nocapture"]).env(ORDER, format!("{kind} {mib}"));
+    child.args(["--exact", "child", "--ignored", "--nocapture"]).env(ORDER, format!("{kind} {amount}"));
     let output = child.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let peak = text.lines().find_map(|line| line.split_once("peak ")?.1.parse::<u64>().ok()).expect("the child tells");
-    let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{kind}, {mib} MiB: {} KiB at most\n", peak / 1024));
-    assert!(peak <= PEAK_BYTES, "{kind}, {mib} MiB: {peak} bytes");
+    let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{kind}, {amount}: {} KiB at most\n", peak / 1024));
+    assert!(peak <= most, "{kind}, {amount}: {peak} bytes");
 }
 
 #[test]
 #[ignore = "the other tests start it, in a process of its own"]
 fn child() {
     let Ok(order) = std::env::var(ORDER) else { return };
-    let (kind, mib) = order.split_once(' ').unwrap();
-    let bytes = mib.parse::<u64>().unwrap() * MIB;
+    let (kind, amount) = order.split_once(' ').unwrap();
+    let amount = amount.parse::<u64>().unwrap();
+    let bytes = amount.saturating_mul(MIB);
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     let (mut input, compression): (Box<dyn Read + Send>, _) = match kind {
         "sparse" => (Box::new(sparse(bytes)), Compression::None),
+        "entries" => (Box::new(entries(amount)), Compression::None),
         _ => (Box::new(dense(bytes)), Compression::Gzip),
     };
-    let options = IngestOptions { compression, name: kind.into(), ..IngestOptions::default() };
+    // Of which the default is a little less than four million of these entries take.
+    let limits = Some(Limits { metadata_bytes: 2 << 30, ..Limits::default() });
+    let options = IngestOptions { compression, name: kind.into(), limits, ..IngestOptions::default() };
     let layer = store.ingest(&mut input, &options, &()).unwrap();
-    assert_eq!((layer.entries, layer.content_bytes), (1, bytes));
+    let expected = if kind == "entries" { (amount, 0) } else { (1, bytes) };
+    assert_eq!((layer.entries, layer.content_bytes), expected);
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let kib: u64 = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
@@ -71,6 +90,18 @@ fn sparse(bytes: u64) -> impl Read + Send {
     header[483..495].copy_from_slice(&number(bytes));
     seal(&mut header);
     io::Cursor::new([&header[..], &[7; 512], &[0; 1024]].concat())
+}
+
+/// A tar of so many empty files, a thousand in each folder.
+fn entries(count: u64) -> impl Read + Send {
+    let heads = (0..count).map(|number| {
+        let mut header = header(b'0', 0);
+        let name = format!("folder-{:05}/file-{number:07}", number / 1000);
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        seal(&mut header);
+        header.to_vec()
+    });
+    Members { members: heads.chain(std::iter::once(vec![0; 1024])), now: io::Cursor::default() }
 }
 
 /// A gzipped tar of one file without holes. Its contents are one gzip member again and again.

@@ -6,6 +6,7 @@ mod docker;
 mod harness;
 mod images;
 mod integrity;
+mod kills;
 mod layers;
 mod mounting;
 mod podman;

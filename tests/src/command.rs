@@ -80,6 +80,32 @@ pub fn succeed(command: &mut Command, limit: Duration) -> Result<Output> {
     run(command, limit)?.success()
 }
 
+/// Runs for so long at most, then kills it (SIGKILL). `None` if it was killed.
+pub fn run_for(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
+    let output = tempfile::tempfile().context("make a file for output")?;
+    let line = line_of(command);
+    let start = Instant::now();
+    let both = [Stdio::from(output.try_clone()?), Stdio::from(output.try_clone()?)];
+    let [stdout, stderr] = both;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().context(format!("start `{line}`"))?;
+    let ended = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        let left = limit.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            child.kill()?;
+            // It may have come to its end before.
+            break Some(child.wait()?).filter(|status| status.code().is_some());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(1)));
+    };
+    let took = start.elapsed();
+    let Some(status) = ended else { return Ok(None) };
+    Ok(Some(Output { line, status, stdout: contents(output)?, stderr: Vec::new(), took }))
+}
+
 /// [`run`] with `input` on standard input.
 pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> Result<Output> {
     // Files, not pipes: a daemon that the program leaves behind may keep them open.
