@@ -3,6 +3,8 @@
 //! Domain code reads and writes on threads of its own; a task per blob moves the bytes. What is between the two is
 //! bounded, so a slow side slows the other one down.
 
+mod early;
+mod image;
 mod layer;
 mod read;
 mod write;
@@ -29,6 +31,7 @@ use crate::grpc::proto::containerd::services::introspection::v1::introspection_c
 use crate::grpc::proto::containerd::services::leases::v1::CreateRequest;
 use crate::grpc::proto::containerd::services::leases::v1::leases_client::LeasesClient;
 
+pub use early::{Applying, Early};
 pub use layer::{Encoding, LayerBlob, LayerWriter};
 pub use read::BlobReader;
 pub use write::BlobWriter;

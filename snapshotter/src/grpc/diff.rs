@@ -13,7 +13,7 @@ use super::proto::containerd::services::diff::v1::diff_server;
 use super::proto::containerd::types::Descriptor;
 use super::snapshots::mounts_from;
 use super::work::{LONG, Work};
-use crate::content::{Caller, ContentStore, Encoding, Interest, LayerWriter};
+use crate::content::{Applying, Caller, ContentStore, Early, Encoding, Interest, LayerWriter};
 use crate::error::Error;
 use crate::snapshots::{Incoming, Snapshots};
 
@@ -27,12 +27,14 @@ const DEFAULT: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub(crate) struct DiffService {
     snapshots: Arc<Snapshots>,
     content: ContentStore,
+    early: Arc<Early>,
     work: Work,
 }
 
 impl DiffService {
     pub(crate) fn new(snapshots: Arc<Snapshots>, content: ContentStore, work: Work) -> DiffService {
-        DiffService { snapshots, content, work }
+        let early = Arc::new(Early::new(Arc::clone(snapshots.store()), content.clone()));
+        DiffService { snapshots, content, early, work }
     }
 }
 
@@ -48,10 +50,14 @@ impl diff_server::Diff for DiffService {
         let interest = Interest::new();
         let watch = interest.watch();
         let (snapshots, content, mounts) = (Arc::clone(&self.snapshots), self.content.clone(), mounts_from(mounts));
+        let early = Arc::clone(&self.early);
         let call = move || {
             let Some(key) = snapshots.key_of(&mounts)? else { return Ok(None) };
-            let reader = Box::new(content.read(caller.or_of_snapshot(&key), watch, diff.digest, size));
-            snapshots.apply(&mounts, Incoming { reader, media_type: diff.media_type, blob, size, diff_id: None })
+            let caller = caller.or_of_snapshot(&key);
+            let applying = blob.map(|blob| early.apply(&caller, blob));
+            let diff_id = applying.as_ref().and_then(Applying::diff_id);
+            let reader = Box::new(content.read(caller, watch, diff.digest, size));
+            snapshots.apply(&mounts, Incoming { reader, media_type: diff.media_type, blob, size, diff_id })
         };
         let applied = self.work.run("apply", LONG, call).await?;
         drop(interest);

@@ -69,6 +69,23 @@ impl FakeContent {
         digest
     }
 
+    /// Adds an image of these layers, given by the digests and lengths of their blobs and by the digests of their tars.
+    pub fn add_image(&self, layers: &[(&str, usize, String)]) {
+        let diff_ids: Vec<_> = layers.iter().map(|(_, _, diff_id)| diff_id).collect();
+        let config = serde_json::json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
+        let size = config.len();
+        let config = self.add(config.into_bytes());
+        let blobs = layers.iter().map(|(digest, bytes, _)| serde_json::json!({"digest": digest, "size": bytes}));
+        let manifest =
+            serde_json::json!({"config": {"digest": config, "size": size}, "layers": blobs.collect::<Vec<_>>()});
+        let manifest = self.add(manifest.to_string().into_bytes());
+        let label = |(at, (digest, ..)): (usize, &(&str, usize, String))| {
+            (format!("containerd.io/gc.ref.content.l.{at}"), (*digest).to_owned())
+        };
+        let labels = layers.iter().enumerate().map(label).collect();
+        self.held.lock().unwrap().blobs.get_mut(&manifest).expect("it was added").1 = labels;
+    }
+
     pub fn blob(&self, digest: &str) -> (Vec<u8>, HashMap<String, String>) {
         self.held.lock().unwrap().blobs.get(digest).cloned().expect("the blob is there")
     }
@@ -224,8 +241,23 @@ impl Content for FakeContent {
         none()
     }
 
-    async fn list(&self, _: Request<ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
-        none()
+    async fn list(&self, request: Request<ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
+        named(request.metadata())?;
+        let filters = request.into_inner().filters;
+        let matches = |labels: &HashMap<String, String>| {
+            labels.iter().any(|(key, value)| filters.contains(&format!("labels.\"{key}\"==\"{value}\"")))
+        };
+        let held = self.held.lock().unwrap();
+        let found = held.blobs.iter().filter(|(_, (_, labels))| matches(labels));
+        let info = found.map(|(digest, (bytes, labels))| Info {
+            digest: digest.clone(),
+            size: bytes.len() as i64,
+            labels: labels.clone(),
+            ..Info::default()
+        });
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        sender.try_send(Ok(ListContentResponse { info: info.collect() })).unwrap();
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn delete(&self, _: Request<DeleteContentRequest>) -> Result<Response<()>, Status> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mica_layerdb::Digest;
 use mica_snapshotter::grpc::proto::containerd::services::diff::v1::{ApplyRequest, DiffRequest};
@@ -104,6 +104,46 @@ async fn apply_reads_the_content_stores_file_where_that_is_in_reach() {
     let mounts = prepare(client, &key(&evil), "").await.unwrap();
     let status = apply(&serving, layer(GZIP, &evil, other.len()), mounts).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+}
+
+/// The next layers of an image are taken in while the first is applied, each blob is read once, and one that is damaged
+/// or gone does no harm before it is applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_follow_are_taken_in_before_they_are_applied() {
+    let (serving, content) = serve();
+    let tars = [b"one", b"two", b"bad", b"fin"].map(|name| tar(&[("name", name)]));
+    let blobs = tars.each_ref().map(|tar| gzip(tar));
+    let digests = blobs.each_ref().map(|blob| content.add(blob.clone()));
+    let mut image: Vec<(&str, usize, String)> = Vec::new();
+    for ((digest, blob), tar) in digests.iter().zip(&blobs).zip(&tars) {
+        image.push((digest, blob.len(), Digest::of(tar).to_string()));
+    }
+    image[2].2 = Digest::of(b"another layer").to_string();
+    let gone = Digest::of(b"gone").to_string();
+    image.insert(3, (&gone, 4, gone.clone()));
+    content.add_image(&image);
+    let client = &mut serving.snapshots();
+    // The blob of each layer, its manifest and its configuration.
+    let reads = |content: &FakeContent| content.held.lock().unwrap().reads;
+    let mut parent = String::new();
+    for (at, digest) in digests.iter().enumerate() {
+        let active = key(digest);
+        let mounts = prepare(client, &active, &parent).await.unwrap();
+        let applied = apply(&serving, layer(GZIP, digest, blobs[at].len()), mounts).await.unwrap();
+        assert_eq!(applied.digest, Digest::of(&tars[at]).to_string());
+        commit(client, digest, &active, &parent).await.unwrap();
+        parent.clone_from(digest);
+        let start = Instant::now();
+        // All that follow: two, the bad one, the one that is gone, the last.
+        while at == 0 && (reads(&content) < 7 || content.held.lock().unwrap().reading > 0) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{} reads", reads(&content));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if at == 0 {
+            assert_eq!(reads(&content), 7);
+            content.held.lock().unwrap().blobs.remove(&digests[1]);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
