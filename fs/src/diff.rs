@@ -195,6 +195,10 @@ impl Diff<'_> {
         let spot = Spot::at(dir, name);
         // What has gone since its directory was read, or has become a whiteout, is not told.
         let Some(Found::Entry(stat, marks)) = self.upper.format.look(&spot)? else { return Ok(()) };
+        if marks.metacopy {
+            tracing::error!(name = %name.escape_ascii(), "the upper has a file without its contents (metacopy)");
+            return Err(Errno::IO.into());
+        }
         let mut attr = Attr::of_stat(Ino::of_upper(stat.st_ino), &stat).ok_or(Errno::IO)?;
         if name.starts_with(WHITEOUT) {
             self.leave_out("a layer would take its name for a whiteout");

@@ -69,6 +69,9 @@ impl Filesystem for Adapter {
             // What the kernel does not know it does without.
             let _ = config.add_capabilities(flag);
         }
+        if self.0.shown.idmapped {
+            let _ = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
+        }
         let _ = config.set_max_write(LARGEST);
         let _ = config.set_max_background(64);
         // Depth 1: backing files must lie on a plain disk, and kernel overlayfs may be stacked on the mount.

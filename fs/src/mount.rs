@@ -21,10 +21,13 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
         return Err(Error::Option { option: "lowerdir".to_owned(), reason: "is missing".to_owned() });
     }
     let format = options.format.unwrap_or_else(Format::detect);
-    let lower = DirsLower::with_owners(&options.lower, format, options.owners)?;
+    let lower = DirsLower::with(&options.lower, &options.data, format, options.owners)?;
     let upper = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) => {
-            let upper = Upper::open(upper, work, format)?.with_owners(options.owners);
+            let mut upper = Upper::open(upper, work, format)?.with_owners(options.owners);
+            if options.adopt {
+                upper = upper.adopt()?;
+            }
             upper.own_root(lower.root_owner()?)?;
             Some(upper)
         }

@@ -22,6 +22,9 @@ use crate::upper::Format;
 pub struct Options {
     /// `lowerdir`: directories to be united, top first.
     pub lower: Vec<PathBuf>,
+    /// Those behind `::` in it: nothing in them shows, but they may have the contents of files that are without
+    /// (kernel overlayfs' data-only layers).
+    pub data: Vec<PathBuf>,
     /// `upperdir`: where changes go.
     pub upper: Option<PathBuf>,
     /// `workdir`: on the upper's disk, for changes under way.
@@ -30,6 +33,8 @@ pub struct Options {
     pub format: Option<Format>,
     /// `xattr_permissions`: where owners and modes are kept.
     pub owners: Owners,
+    /// Whether the upper may be one that fuse-overlayfs has written. No option: whoever takes its place says so.
+    pub adopt: bool,
     /// What the mount looks like.
     pub mount: MountOptions,
 }
@@ -108,11 +113,17 @@ impl Options {
         let refused = |reason: &str| Some(Err(Error::Option { option: format!("{name}="), reason: reason.to_owned() }));
         match name {
             "lowerdir" => {
-                let dirs: Vec<_> = split(value, b':').into_iter().filter(|dir| !dir.is_empty()).collect();
-                if dirs.is_empty() {
+                let parts = split(value, b':');
+                // Empty parts mean nothing, but one between two others.
+                let first = parts.iter().position(|dir| !dir.is_empty()).unwrap_or(parts.len());
+                let merged = parts[first..].iter().position(Vec::is_empty).map_or(parts.len(), |at| first + at);
+                let named = |parts: &[Vec<u8>]| -> Vec<PathBuf> {
+                    parts.iter().filter(|dir| !dir.is_empty()).map(|dir| path(dir)).collect()
+                };
+                (self.lower, self.data) = (named(&parts[..merged]), named(&parts[merged..]));
+                if self.lower.is_empty() {
                     return refused("names no directory");
                 }
-                self.lower = dirs.iter().map(|dir| path(dir)).collect();
             }
             "upperdir" | "workdir" if value.is_empty() => return refused("names no directory"),
             "upperdir" => self.upper = Some(path(value)),
@@ -201,6 +212,8 @@ impl Options {
             }
             "static_nlink" => self.mount.shown.static_nlink = true,
             "volatile" => self.mount.shown.volatile = true,
+            "idmap" => self.mount.shown.idmapped = true,
+            "noidmap" => self.mount.shown.idmapped = false,
             "noacl" => self.mount.shown.no_acls = true,
             "acl" => self.mount.shown.no_acls = false,
             _ => {
@@ -298,6 +311,15 @@ mod tests {
         assert_eq!(options.lower, expected);
         assert_eq!(options.upper, Some("/u,v".into()));
         assert_eq!(options.work, Some("/w:x".into()));
+    }
+
+    #[test]
+    fn directories_behind_two_colons_have_data_alone() {
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let options = parsed("lowerdir=/a:/b::/c::/d").unwrap();
+        assert_eq!((options.lower, options.data), (paths(&["/a", "/b"]), paths(&["/c", "/d"])));
+        let options = parsed("lowerdir=:/a:").unwrap();
+        assert_eq!((options.lower, options.data), (paths(&["/a"]), paths(&[])));
     }
 
     #[test]

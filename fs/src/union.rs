@@ -15,6 +15,7 @@
 
 mod acl;
 mod attr;
+mod complete;
 mod copy_up;
 mod create;
 mod link;

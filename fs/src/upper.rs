@@ -7,6 +7,7 @@
 //! <work>/links/    copied-up files whose other names are still to be made, named by their number; see `union/copy_up.rs`
 //! ```
 
+mod adopt;
 pub(crate) mod format;
 mod owned;
 mod spot;
@@ -40,6 +41,8 @@ pub struct Upper {
     pub(crate) format: Format,
     pub(crate) fresh_root: bool,
     pub(crate) owners: Owners,
+    /// Whether another program has used the work directory, or none.
+    is_foreign: bool,
     next: AtomicU64,
 }
 
@@ -84,12 +87,15 @@ impl Upper {
                 .map(Arc::new)
                 .map_err(|errno| layer(&work.join(name), &errno.to_string(), errno))
         };
+        let has = |name: &str| rustix::fs::statat(&work_dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        // fuse-overlayfs has its own folder there, or none at all.
+        let is_foreign = has("work") || !has("tmp");
         let (tmp, orphans, links) = (part("tmp")?, part("orphans")?, part("links")?);
         empty(&tmp)?;
         // Modes come from the union's programs with their own mask applied; this process's must not be as well.
         rustix::process::umask(Mode::empty());
         let (root, owners) = (Arc::new(root), Owners::Disk);
-        Ok(Upper { root, tmp, orphans, links, format, fresh_root: false, owners, next: AtomicU64::new(0) })
+        Ok(Upper { root, tmp, orphans, links, format, fresh_root: false, owners, is_foreign, next: AtomicU64::new(0) })
     }
 
     /// Says that the upper's root directory is only a container: until something in it changes, the union's root has

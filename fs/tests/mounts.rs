@@ -10,6 +10,8 @@ mod owners;
 mod passthrough;
 #[path = "mounts/rules.rs"]
 mod rules;
+#[path = "mounts/security.rs"]
+mod security;
 #[path = "mounts/takeover.rs"]
 mod takeover;
 

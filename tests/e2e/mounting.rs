@@ -152,3 +152,30 @@ mica mount -o "$dirs,context=\"system_u:object_r:container_file_t:s0:c1,c2\"" mn
     }
     Ok(())
 }
+
+#[test]
+fn an_upper_that_fuse_overlayfs_has_written_goes_on() -> Result {
+    let text = r#"
+mkdir -p work/work upper/dir upper/again/inner lower/again upper/flat
+echo low > lower/again/old; echo low > lower/dir/old; mkdir lower/flat; echo low > lower/flat/old
+touch upper/.wh.gone upper/.wh..wh.plnk upper/dir/.wh..wh..opq upper/.wh.again
+setfattr -n user.fuseoverlayfs.opaque -v y upper/flat
+fuse-overlayfs -o "$dirs" "$1/mnt"
+(cd mnt && find . | sort)
+umount mnt
+find upper -name '.wh.*'
+mount -t overlay -o "$dirs" overlay mnt
+(cd mnt && find . | sort | tr '\n' ' ')
+umount mnt
+# Mica has had it since: what is there now was made by programs.
+touch upper/.wh.file && rm -rf work/work
+fuse-overlayfs -o "$dirs" "$1/mnt"
+ls -A mnt | head -n 2
+umount mnt
+"#;
+    let Some(said) = script("an_upper_that_fuse_overlayfs_has_written_goes_on", text)? else { return Ok(()) };
+    let names = [".", "./again", "./again/inner", "./dir", "./file", "./flat"];
+    let expected = format!("{}\n{} .wh.file\nagain\n", names.join("\n"), names.join(" "));
+    ensure_eq!(said, expected, "what shows");
+    Ok(())
+}

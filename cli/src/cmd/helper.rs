@@ -84,6 +84,7 @@ impl Helper {
             Form::FuseOverlayfs => "fuse-overlayfs",
             Form::Mount => "mica",
         };
+        options.adopt = self.form == Form::FuseOverlayfs;
         name.clone_into(&mut options.mount.subtype);
         name.clone_into(&mut options.mount.fsname);
         if let (Form::Mount, [source, _]) = (self.form, &line.positional[..])

@@ -35,6 +35,9 @@ pub struct Shown {
     pub no_xattrs: bool,
     /// There are no ACLs.
     pub no_acls: bool,
+    /// The mount may be mapped to other owners (mount_setattr(2)). The kernel then says only of whoever makes something
+    /// who it is, so that a truncation takes privileges off a file whoever does it.
+    pub idmapped: bool,
     /// Nothing that programs sync is synced: the mount is thrown away when the machine goes down.
     pub volatile: bool,
 }
@@ -129,6 +132,9 @@ impl Serving {
     /// Who asks, as the disk is to know them.
     pub(super) fn caller(&self, request: &Request, umask: u32) -> Result<Caller> {
         let caller = caller(request, umask);
+        if caller.uid == u32::MAX || caller.gid == u32::MAX {
+            return Err(Error::Refused(Errno::OVERFLOW));
+        }
         // The kernel says so in a user namespace that doesn't map its own caller.
         let nobody = |_| Error::Refused(Errno::OVERFLOW);
         let uid = self.shown.ids.stored_user(caller.uid).map_err(nobody)?;

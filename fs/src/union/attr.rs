@@ -135,6 +135,9 @@ impl Union {
         self.upper()?;
         let keep = if set.size == Some(0) { Keep::Nothing } else { Keep::Contents };
         self.copy_up(ino, keep)?;
+        if set.size.is_some() {
+            self.complete(ino)?;
+        }
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
         let upper = self.upper()?;

@@ -37,6 +37,8 @@ pub(super) struct Node {
     pub(super) keep: bool,
     /// Whether the disk says that entries may have other numbers than their own.
     pub(super) impure: bool,
+    /// Whether its contents may still be the lower's; see `union/complete.rs`.
+    pub(super) partial: bool,
     /// Number of visible subdirectories of a merged directory, once it was counted.
     pub(super) subdirectories: Option<u32>,
     /// How often that count became void: one that was begun before is not to be kept.
@@ -145,7 +147,8 @@ impl Nodes {
 
 impl Node {
     pub(super) fn new(place: Place, host: u64, lower: Option<Ino>) -> Node {
-        Node { place, host, lower, lookups: 0, keep: false, impure: false, subdirectories: None, recounts: 0 }
+        let (keep, impure, partial) = (false, false, false);
+        Node { place, host, lower, lookups: 0, keep, impure, partial, subdirectories: None, recounts: 0 }
     }
 
     pub(super) fn named(parent: Ino, name: &[u8], host: u64, lower: Option<Ino>) -> Node {

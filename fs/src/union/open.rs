@@ -88,6 +88,7 @@ impl Union {
             self.upper()?;
             self.copy_up(ino, if truncate { Keep::Nothing } else { Keep::Contents })?;
         }
+        self.complete(ino)?;
         let file = self.open_inode(ino)?;
         let fh = self.insert(Handle::File(Arc::clone(&file)));
         if truncate && let Contents::Upper(file) = &*file.contents.read() {

@@ -63,7 +63,7 @@ impl Union {
         match seen {
             Seen::Nothing | Seen::Whiteout => Err(Errno::NOENT.into()),
             Seen::Lower(attr) => self.copy_up(attr.ino, Keep::Contents),
-            Seen::Upper(_) => Ok(()),
+            Seen::Upper(_) => self.complete_name(at.dir, at.name),
         }
     }
 

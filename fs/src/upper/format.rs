@@ -7,6 +7,7 @@
 //! | `overlay.whiteout` | an empty regular file | the same, as kernels from 6.7 on read it |
 //! | `overlay.opaque` = `y` | directory | nothing of the lower is seen in it |
 //! | `overlay.redirect` | directory | it merges with the lower directory of that path, or of that name beside it |
+//! | `overlay.metacopy` | regular file | its contents are in the lower, at the place of its redirect or of its own name |
 //! | `overlay.impure` = `y` | directory | it may hold entries whose number is not their own |
 //! | `mica.origin` | copied-up inode | its number in the lower, 8 bytes, little-endian |
 //! | `mica.device` | empty regular file | a program's char device 0:0, which must not be taken for a whiteout |
@@ -26,6 +27,7 @@ pub(crate) enum Mark {
     Impure,
     Origin,
     Device,
+    Metacopy,
 }
 
 /// The marks found on an inode.
@@ -37,7 +39,7 @@ pub(crate) struct Marks {
     pub(crate) redirect: Option<Vec<u8>>,
     pub(crate) origin: Option<Ino>,
     pub(crate) device: bool,
-    /// The contents are in the lower (kernel overlayfs with `metacopy=on`), which a union's upper does not do.
+    /// The contents are in the lower (kernel overlayfs with `metacopy=on`).
     pub(crate) metacopy: bool,
 }
 
@@ -79,6 +81,7 @@ impl Format {
             Mark::Impure => "overlay.impure",
             Mark::Origin => "mica.origin",
             Mark::Device => "mica.device",
+            Mark::Metacopy => "overlay.metacopy",
         };
         format!("{}{rest}", self.prefix())
     }
@@ -122,11 +125,6 @@ impl Format {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(errno),
         };
-        if marks.metacopy {
-            let name = spot.path().0;
-            tracing::error!(name = %name.escape_ascii(), "the upper has a file without its contents (metacopy=on)");
-            return Err(Errno::IO);
-        }
         let hidden = marks.whiteout && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         Ok(Some(if hidden && stat.st_size == 0 { Found::Whiteout } else { Found::Entry(stat, marks) }))
     }

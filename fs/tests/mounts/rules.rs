@@ -11,13 +11,13 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use super::served::{Place, can_mount};
 
 /// Runs a shell command as a user without privilege.
-fn as_nobody(place: &Place, command: &str) -> bool {
+pub fn as_nobody(place: &Place, command: &str) -> bool {
     let mut shell = Command::new("setpriv");
     shell.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", command]);
     shell.current_dir(place.path("mnt")).status().unwrap().success()
 }
 
-fn open_to_all(place: &Place) {
+pub fn open_to_all(place: &Place) {
     fs::set_permissions(place.path("."), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
@@ -119,13 +119,17 @@ fn the_kernels_overlay_can_be_stacked_on_a_mount() {
     fs::create_dir(place.path("lower/dir")).unwrap();
     fs::write(place.path("lower/dir/below"), "below").unwrap();
     fs::write(place.path("lower/dir/gone"), "gone").unwrap();
+    fs::create_dir(place.path("lower/dir/tree")).unwrap();
+    fs::write(place.path("lower/dir/tree/leaf"), "leaf").unwrap();
+    fs::write(place.path("lower/dir/plain"), "plain").unwrap();
     let mut server = place.mount("");
     for dir in ["up", "wk", "over"] {
         fs::create_dir(place.mnt(dir)).unwrap();
     }
     fs::create_dir(place.path("over")).unwrap();
     let [lower, upper, work] = ["dir", "up", "wk"].map(|name| place.mnt(name).display().to_string());
-    let data = std::ffi::CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}")).unwrap();
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,metacopy=on");
+    let data = std::ffi::CString::new(options).unwrap();
     mount("overlay", place.path("over"), "overlay", MountFlags::empty(), Some(&*data)).unwrap();
     let check = || -> std::io::Result<()> {
         assert_eq!(fs::read(place.path("over/below"))?, b"below");
@@ -134,6 +138,13 @@ fn the_kernels_overlay_can_be_stacked_on_a_mount() {
         OpenOptions::new().create_new(true).write(true).mode(0o600).open(place.path("over/new"))?.write_all(b"new")?;
         assert_eq!(fs::read(place.path("over/below"))?, b"below and above");
         assert!(!place.path("over/gone").exists());
+        // A whiteout, an opaque directory, a redirect and a copy of attributes, all within Mica's files.
+        fs::rename(place.path("over/tree"), place.path("over/moved"))?;
+        fs::create_dir(place.path("over/tree"))?;
+        fs::set_permissions(place.path("over/plain"), fs::Permissions::from_mode(0o600))?;
+        assert_eq!(fs::read(place.path("over/moved/leaf"))?, b"leaf");
+        assert_eq!(fs::read_dir(place.path("over/tree"))?.count(), 0);
+        assert_eq!(fs::read(place.path("over/plain"))?, b"plain");
         Ok(())
     };
     let checked = check();
@@ -199,4 +210,49 @@ fn squashed_owners_flat_link_counts_and_absent_attributes_are_shown_as_asked() {
     fs::File::open(place.mnt("new")).unwrap().sync_all().unwrap();
     assert_eq!(fs::metadata(place.path("upper/new")).unwrap().uid(), 0);
     assert_eq!(server.order("unmount"), "unmounted");
+}
+
+#[test]
+fn mica_can_be_stacked_on_mica() {
+    if !can_mount() {
+        return;
+    }
+    let (below, above) = (Place::new(), Place::new());
+    fs::create_dir_all(below.path("lower/dir/tree")).unwrap();
+    for (name, contents) in [("below", "below"), ("gone", "gone"), ("tree/leaf", "leaf"), ("hidden", "hidden")] {
+        fs::write(below.path("lower/dir").join(name), contents).unwrap();
+    }
+    let mut first = below.mount("");
+    for dir in ["up", "wk"] {
+        fs::create_dir(below.mnt(dir)).unwrap();
+    }
+    let [lower, upper, work] = ["dir", "up", "wk"].map(|name| below.mnt(name).display().to_string());
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let mut second = above.dirs("keeper", &options).unwrap();
+    fs::remove_file(above.mnt("gone")).unwrap();
+    fs::rename(above.mnt("tree"), above.mnt("moved")).unwrap();
+    fs::create_dir(above.mnt("tree")).unwrap();
+    OpenOptions::new().append(true).open(above.mnt("below")).unwrap().write_all(b" and above").unwrap();
+    fs::hard_link(above.mnt("below"), above.mnt("link")).unwrap();
+    rustix::fs::setxattr(above.mnt("below"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+    let check = || {
+        let mut names: Vec<_> =
+            fs::read_dir(above.path("mnt")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["below", "hidden", "link", "moved", "tree"]);
+        assert_eq!(fs::read(above.mnt("link")).unwrap(), b"below and above");
+        assert_eq!(fs::metadata(above.mnt("link")).unwrap().nlink(), 2);
+        assert_eq!(fs::read(above.mnt("moved/leaf")).unwrap(), b"leaf");
+        assert_eq!(fs::read_dir(above.mnt("tree")).unwrap().count(), 0);
+        let mut value = [0; 8];
+        let length = rustix::fs::getxattr(above.mnt("below"), "trusted.overlay.opaque", &mut value[..]).unwrap();
+        assert_eq!(value[..length], *b"y");
+    };
+    check();
+    assert_eq!(second.order("unmount"), "unmounted");
+    let mut second = above.dirs("keeper", &options).unwrap();
+    check();
+    assert_eq!(second.order("unmount"), "unmounted");
+    assert_eq!(fs::read(below.mnt("dir/gone")).unwrap(), b"gone");
+    assert_eq!(first.order("unmount"), "unmounted");
 }

@@ -164,3 +164,84 @@ fn locks_hold_between_all_who_use_the_mount() {
     });
     assert!(seen.is_none_or(|seen| seen == (Err(Errno::AGAIN), Err(Errno::AGAIN))));
 }
+
+/// Every file that shows: contents, mode, owner and attributes of programs.
+type Shown = std::collections::BTreeMap<PathBuf, (Vec<u8>, u32, u32, super::reference::Xattrs)>;
+
+fn shown(root: &Path) -> Shown {
+    let mut shown = Shown::new();
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let stat = fs::symlink_metadata(&path).unwrap();
+            let bytes = if stat.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+            assert_eq!(bytes.len() as u64, if stat.is_file() { stat.len() } else { 0 });
+            let name = path.strip_prefix(root).unwrap().to_path_buf();
+            shown.insert(name, (bytes, stat.mode(), stat.uid(), super::posix::xattrs(&path)));
+            if stat.is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    shown
+}
+
+#[test]
+fn files_that_the_kernel_left_without_contents_have_them_in_mica_and_then_in_the_kernel() {
+    if !may_mount() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let base = dir.path().join("base");
+    fs::create_dir_all(base.join("dir/inner")).unwrap();
+    for name in ["same", "moved", "dir/deep", "dir/inner/x", "linked", "cut"] {
+        fs::write(base.join(name), format!("contents of {name}").repeat(1000)).unwrap();
+    }
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let set =
+        |path: PathBuf| rustix::fs::setxattr(path, "security.capability", &capability, rustix::fs::XattrFlags::empty());
+    set(base.join("same")).unwrap();
+    let kernel = Kernel::with(Place::new(dir), "metacopy=on,");
+    let root = kernel.root();
+    // Attributes alone, so that no contents are copied; names and directories move.
+    for name in ["same", "moved", "dir/deep", "dir/inner/x", "linked", "cut"] {
+        std::os::unix::fs::chown(root.join(name), Some(77), None).unwrap();
+    }
+    set(root.join("same")).unwrap();
+    fs::rename(root.join("moved"), root.join("dir/elsewhere")).unwrap();
+    fs::rename(root.join("dir"), root.join("renamed")).unwrap();
+    fs::rename(root.join("renamed/deep"), root.join("renamed/deeper")).unwrap();
+    let expected = shown(&root);
+    let place = kernel.end();
+    let left: Vec<_> = ["same", "dir/elsewhere", "linked"]
+        .into_iter()
+        .filter(|name| {
+            let path = place.upper().join(name.replace("dir/", "renamed/"));
+            rustix::fs::getxattr(path, "trusted.overlay.metacopy", &mut [0; 64]).is_ok()
+        })
+        .collect();
+    assert_eq!(left, ["same", "dir/elsewhere", "linked"], "the kernel copied contents after all");
+
+    let mica = Mica::new(place);
+    let root = mica.root();
+    // Each of these needs the contents before it changes something.
+    fs::hard_link(root.join("linked"), root.join("link")).unwrap();
+    fs::rename(root.join("linked"), root.join("renamed/linked")).unwrap();
+    OpenOptions::new().write(true).open(root.join("cut")).unwrap().set_len(4).unwrap();
+    let seen = shown(&root);
+    let mut expected = expected;
+    let linked = expected.remove(Path::new("linked")).unwrap();
+    expected.insert("link".into(), linked.clone());
+    expected.insert("renamed/linked".into(), linked);
+    expected.get_mut(Path::new("cut")).unwrap().0.truncate(4);
+    assert_eq!(seen, expected);
+    let kernel = Kernel::with(mica.end(), "metacopy=on,");
+    let again = shown(&kernel.root());
+    kernel.end();
+    assert_eq!(again.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (path, expected) in expected {
+        let again = &again[&path];
+        assert_eq!((&again.0, again.1, again.2), (&expected.0, expected.1, expected.2), "{path:?}");
+    }
+}

@@ -77,13 +77,20 @@ impl Place {
 
 /// Kernel overlayfs.
 pub struct Kernel {
+    /// What it is asked beside the usual.
+    options: &'static str,
     /// None once it is unmounted.
     place: Option<Place>,
 }
 
 impl Kernel {
     pub fn new(place: Place) -> Kernel {
-        let kernel = Kernel { place: Some(place) };
+        Kernel::with(place, "metacopy=off,")
+    }
+
+    /// With options that end with a comma.
+    pub fn with(place: Place, options: &'static str) -> Kernel {
+        let kernel = Kernel { options, place: Some(place) };
         kernel.begin();
         kernel
     }
@@ -98,7 +105,9 @@ impl Kernel {
         let (upper, work) = (place.upper(), place.work());
         // Hard links survive a copy-up by the index alone, numbers by xino alone.
         let options = [
-            &b"redirect_dir=on,index=on,metacopy=off,xino=on,lowerdir="[..],
+            &b"redirect_dir=on,index=on,xino=on,"[..],
+            self.options.as_bytes(),
+            b"lowerdir=",
             &layers.join(&b':'),
             b",upperdir=",
             upper.as_os_str().as_bytes(),

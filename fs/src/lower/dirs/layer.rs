@@ -62,6 +62,8 @@ impl fmt::Debug for Real {
 /// The stack, top first.
 pub(super) struct Layers {
     stack: Vec<Layer>,
+    /// How many of them show; what is below has contents alone.
+    shown: u16,
     roots: Vec<Arc<Real>>,
     numbers: AtomicU64,
     pub(super) owners: Owners,
@@ -75,15 +77,23 @@ impl fmt::Debug for Layers {
 }
 
 impl Layers {
-    pub(super) fn open(dirs: &[impl AsRef<Path>], owners: Owners) -> Result<Layers> {
-        let stack = dirs.iter().map(|dir| open_layer(dir.as_ref())).collect::<Result<Vec<_>>>()?;
+    pub(super) fn open(dirs: &[impl AsRef<Path>], data: &[impl AsRef<Path>], owners: Owners) -> Result<Layers> {
+        let paths = dirs.iter().map(AsRef::as_ref).chain(data.iter().map(AsRef::as_ref));
+        let stack = paths.map(open_layer).collect::<Result<Vec<_>>>()?;
+        let shown = dirs.len() as u16;
         let root = |layer| Arc::new(Real { number: 0, layer, place: None });
         let roots = (0..stack.len() as u16).map(root).collect();
-        Ok(Layers { stack, roots, numbers: AtomicU64::new(1), owners, open: Mutex::new(LruCache::new(OPEN_MAX)) })
+        let open = Mutex::new(LruCache::new(OPEN_MAX));
+        Ok(Layers { stack, shown, roots, numbers: AtomicU64::new(1), owners, open })
     }
 
-    /// How many there are.
+    /// How many show something.
     pub(super) fn count(&self) -> u16 {
+        self.shown
+    }
+
+    /// How many there are, with those that have contents alone.
+    pub(super) fn count_with_data(&self) -> u16 {
         self.stack.len() as u16
     }
 

@@ -26,7 +26,11 @@ pub(super) fn open(
     let Some(mut place) = elsewhere(layers, format, home, name)? else { return Ok(file) };
     let beside = beside()?;
     let missing = || layers.damaged(home, &format!("the contents of {} are in no layer below", name.escape_ascii()));
-    for layer in home.layer + 1..layers.count() {
+    for layer in home.layer + 1..layers.count_with_data() {
+        if layer == layers.count() && matches!(place, Redirect::Name(_)) {
+            // A path alone leads to what has contents alone.
+            break;
+        }
         let (base, names) = match &place {
             Redirect::Name(name) => {
                 let Some(part) = beside.iter().find(|part| part.real.layer == layer) else { continue };

@@ -269,6 +269,26 @@ fn contents_of_a_metadata_copy_are_found_below() {
 }
 
 #[test]
+fn layers_of_data_alone_show_nothing_and_have_contents_by_path() {
+    let stack = Stack::of(3);
+    stack.file(2, "ab/object", "contents").file(1, "seen", "1");
+    stack.file(0, "f", "12345678").xattr(0, "f", "trusted.overlay.metacopy", "");
+    stack.xattr(0, "f", "trusted.overlay.redirect", "/ab/object");
+    let paths: Vec<_> = (0..3).map(|layer| stack.layer(layer)).collect();
+    let open = || DirsLower::with(&paths[..2], &paths[2..], Format::Trusted, crate::owners::Owners::Disk).unwrap();
+    let lower = open();
+    let names: Vec<String> = view(&lower).into_keys().collect();
+    assert_eq!(names, ["f", "seen"]);
+    let mut buffer = vec![0; 8];
+    lower.open(find(&lower, "f").ino).unwrap().read_at(0, &mut buffer).unwrap();
+    assert_eq!(buffer, b"contents");
+    // Without a path, the same place is no place.
+    stack.file(0, "ab/object", "87654321").xattr(0, "ab/object", "trusted.overlay.metacopy", "");
+    let lower = open();
+    assert_eq!(lower.open(find(&lower, "ab/object").ino).unwrap_err().errno(), Errno::IO);
+}
+
+#[test]
 fn redirect_that_shows_a_directory_twice_is_damage() {
     let stack = Stack::of(2);
     stack.file(1, "a/sub/f", "1").dir(0, "a/b").xattr(0, "a/b", "trusted.overlay.redirect", "/a");
