@@ -12,10 +12,10 @@ rocksdb-env = ROCKSDB_LIB_DIR="$$(scripts/rocksdb --path)"
 cargo = $(rocksdb-env) cargo
 flags = --release --workspace --locked
 
-.PHONY: help run test check crash big bench scale fuzz build setup rocksdb images bench-images fmt clean
+.PHONY: help run test check crash big conformance bench scale fuzz build setup rocksdb images bench-images fmt clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup build images ## build, start a private containerd with Mica, pull, run and check real containers
 	scripts/contained scripts/demo
@@ -23,6 +23,7 @@ run: setup build images ## build, start a private containerd with Mica, pull, ru
 test: setup build images ## every test, with real engines and real mounts
 	$(cargo) test $(flags) --no-run
 	scripts/contained env $(rocksdb-env) cargo test $(flags) --no-fail-fast
+	scripts/contained scripts/conformance --quick
 
 check: rocksdb ## formatting, lints, fast tests
 	cargo fmt --all --check
@@ -35,6 +36,11 @@ crash: setup build images ## power cuts at every instant, failures of every call
 
 big: rocksdb ## layers of gigabytes and of millions of files, and what memory they take
 	$(cargo) test --release --locked --package mica-layerdb --test memory -- --include-ignored --nocapture
+
+conformance: setup build ## the suites of others on every disk, beside other unions; a million steps against the model
+	scripts/contained scripts/conformance --output "$(MICA_CACHE)/conformance.md"
+	PROPTEST_CASES=9000 scripts/contained env TMPDIR=/run $(rocksdb-env) cargo test --release --locked --package mica-fs --test model
+	PROPTEST_CASES=1000 scripts/contained env TMPDIR=/run $(rocksdb-env) cargo test --release --locked --package mica-fs --test oracle
 
 bench: setup build images bench-images ## Mica against containerd's overlayfs snapshotter; BENCH='--only ingest' for one part
 	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" $(BENCH)

@@ -15,13 +15,15 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use fuser::BackingId;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::inode::Ino;
-use crate::session::ledger::{Entry, Via};
+use crate::session::ledger::{EXEC, Entry, Via};
 use crate::sys;
 use crate::union::{Backing, BackingPlace};
 
@@ -33,9 +35,15 @@ pub(crate) struct Passthrough {
     /// Whether the upper's disk can't be passed through (it is stacked itself).
     upper_refused: AtomicBool,
     inodes: Mutex<HashMap<Ino, Inode>>,
+    /// Told of each handle that goes.
+    detached: Condvar,
     /// Handles through which the kernel may change a file without telling.
     writers: AtomicUsize,
 }
+
+/// How long somebody waits for the last handle of a program that has ended: the kernel sends its end without waiting
+/// for an answer, so what a user does next may overtake it.
+const ENDING: Duration = Duration::from_millis(50);
 
 /// The handles of one inode.
 #[derive(Debug)]
@@ -44,6 +52,8 @@ struct Inode {
     handles: u32,
     /// Those of them that are passed through and may write.
     writers: u32,
+    /// Those by which the kernel runs a program.
+    running: u32,
     /// Opens for writing that are under way.
     pending: u32,
 }
@@ -63,6 +73,7 @@ impl Passthrough {
             enabled: AtomicBool::new(false),
             upper_refused: AtomicBool::new(false),
             inodes: Mutex::default(),
+            detached: Condvar::new(),
             writers: AtomicUsize::new(0),
         }
     }
@@ -80,6 +91,7 @@ impl Passthrough {
         let mut inodes = self.inodes.lock();
         let inode = inodes.entry(entry.ino).or_insert_with(|| Inode::new(entry.via));
         inode.handles += 1;
+        inode.running += u32::from(entry.flags.contains(EXEC));
         if entry.writes_directly() {
             inode.writers += 1;
             self.writers.fetch_add(1, Ordering::Relaxed);
@@ -89,16 +101,17 @@ impl Passthrough {
     /// Announces a change of an inode's data; `None` when the old data is passed through from the lower at present.
     pub(crate) fn change(&self, ino: Ino) -> Option<Change<'_>> {
         let mut inodes = self.inodes.lock();
-        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(Via::Cache));
-        if matches!(inode.via, Via::Lower(_)) {
+        let passed = |inode: Option<&mut Inode>| inode.is_some_and(|inode| matches!(inode.via, Via::Lower(_)));
+        if self.detached.wait_while_for(&mut inodes, |inodes| passed(inodes.get_mut(&ino)), ENDING).timed_out() {
             return None;
         }
+        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(Via::Cache));
         inode.pending += 1;
         Some(Change { table: self, ino })
     }
 
     /// Decides for a new handle and counts it. `backing` is the file that has the data, if the union names one.
-    pub(crate) fn attach(&self, ino: Ino, writes: bool, backing: Option<&Backing>) -> Via {
+    pub(crate) fn attach(&self, ino: Ino, flags: OFlags, backing: Option<&Backing>) -> Via {
         let mut inodes = self.inodes.lock();
         let via = match inodes.get(&ino) {
             Some(inode) if inode.handles > 0 => inode.via,
@@ -107,7 +120,8 @@ impl Passthrough {
         let inode = inodes.entry(ino).or_insert_with(|| Inode::new(via));
         inode.via = via;
         inode.handles += 1;
-        if writes && via != Via::Cache {
+        inode.running += u32::from(flags.contains(EXEC));
+        if flags & OFlags::RWMODE != OFlags::RDONLY && via != Via::Cache {
             inode.writers += 1;
             self.writers.fetch_add(1, Ordering::Relaxed);
         }
@@ -119,6 +133,7 @@ impl Passthrough {
         let mut inodes = self.inodes.lock();
         let Some(inode) = inodes.get_mut(&entry.ino) else { return };
         inode.handles = inode.handles.saturating_sub(1);
+        inode.running = inode.running.saturating_sub(u32::from(entry.flags.contains(EXEC)));
         if entry.writes_directly() && inode.writers > 0 {
             inode.writers -= 1;
             self.writers.fetch_sub(1, Ordering::Relaxed);
@@ -132,11 +147,19 @@ impl Passthrough {
                 inodes.remove(&entry.ino);
             }
         }
+        self.detached.notify_all();
     }
 
     /// Whether the kernel may change the inode's size and times without telling.
     pub(crate) fn is_written_directly(&self, ino: Ino) -> bool {
         self.writers.load(Ordering::Relaxed) > 0 && self.inodes.lock().get(&ino).is_some_and(|inode| inode.writers > 0)
+    }
+
+    /// Whether a program runs whose text the inode is.
+    pub(crate) fn is_running(&self, ino: Ino) -> bool {
+        let runs = |inode: Option<&mut Inode>| inode.is_some_and(|inode| inode.running > 0);
+        let mut inodes = self.inodes.lock();
+        self.detached.wait_while_for(&mut inodes, |inodes| runs(inodes.get_mut(&ino)), ENDING).timed_out()
     }
 
     /// How many inodes are passed through at present, from the upper and from the lower.
@@ -195,13 +218,13 @@ impl Passthrough {
 
 impl Inode {
     fn new(via: Via) -> Inode {
-        Inode { via, handles: 0, writers: 0, pending: 0 }
+        Inode { via, handles: 0, writers: 0, running: 0, pending: 0 }
     }
 }
 
 impl Entry {
     fn writes_directly(&self) -> bool {
-        let reads = self.flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDONLY;
+        let reads = self.flags & OFlags::RWMODE == OFlags::RDONLY;
         matches!(self.via, Via::Upper(_) | Via::Lower(_)) && !reads
     }
 }

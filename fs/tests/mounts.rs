@@ -4,10 +4,14 @@
 #[path = "mounts/served.rs"]
 mod served;
 
+#[path = "mounts/opened.rs"]
+mod opened;
 #[path = "mounts/owners.rs"]
 mod owners;
 #[path = "mounts/passthrough.rs"]
 mod passthrough;
+#[path = "mounts/programs.rs"]
+mod programs;
 #[path = "mounts/rules.rs"]
 mod rules;
 #[path = "mounts/security.rs"]

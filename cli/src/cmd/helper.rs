@@ -12,6 +12,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use mica_fs::options::Options;
+use mica_fs::session::MountOptions;
+use rustix::mount::{MountAttrFlags, MountFlags, mount_remount};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::{Context, mount};
@@ -99,6 +101,11 @@ impl Helper {
             // Engines ask for labels wherever they are; fuse-overlayfs takes no notice anywhere.
             options.mount.labels.clear();
         }
+        if let (Form::Mount, Some(mountpoint)) = (self.form, line.positional.last())
+            && ignored.iter().any(|option| option == "remount")
+        {
+            return if line.fake { Ok(()) } else { remount(mountpoint, &options.mount) };
+        }
         if !mount::is_second_process() {
             report(self.form, line.sloppy, &ignored)?;
         }
@@ -130,6 +137,24 @@ impl Form {
             _ => None,
         }
     }
+}
+
+/// Changes what the kernel enforces of a mount that is there. mount(8) hands all other options over as they were shown to it.
+fn remount(mountpoint: &Path, options: &MountOptions) -> Result<(), Failure> {
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, options.read_only);
+    for (attribute, flag) in [
+        (MountAttrFlags::MOUNT_ATTR_NOSUID, MountFlags::NOSUID),
+        (MountAttrFlags::MOUNT_ATTR_NODEV, MountFlags::NODEV),
+        (MountAttrFlags::MOUNT_ATTR_NOEXEC, MountFlags::NOEXEC),
+        (MountAttrFlags::MOUNT_ATTR_NOATIME, MountFlags::NOATIME),
+        (MountAttrFlags::MOUNT_ATTR_STRICTATIME, MountFlags::STRICTATIME),
+        (MountAttrFlags::MOUNT_ATTR_NODIRATIME, MountFlags::NODIRATIME),
+    ] {
+        flags.set(flag, options.attributes.contains(attribute));
+    }
+    mount_remount(mountpoint, flags, c"")
+        .map_err(|errno| Failure::text(format!("can't remount {}: {errno}", mountpoint.display())))
 }
 
 /// Options that are not known: `fuse-overlayfs` goes on, since engines hand it whatever they were given.

@@ -47,6 +47,11 @@ impl Serving {
         if let Some(earlier) = self.handles.made_by(unique) {
             self.release(FileHandle(earlier));
         }
+        // The kernel finds out itself that a running program is not to be written to; but of an open for reading that
+        // truncates, only after it was answered.
+        if flags & (OFlags::RWMODE | OFlags::TRUNC) == OFlags::TRUNC && self.table.is_running(ino) {
+            return Err(Error::Refused(Errno::TXTBSY));
+        }
         let change =
             if writes(flags) { Some(self.table.change(ino).ok_or(Error::Refused(Errno::TXTBSY))?) } else { None };
         let fh = self.union.open(ino, flags)?;
@@ -65,8 +70,7 @@ impl Serving {
     /// Decides who serves a file that the union has opened, and numbers the handle.
     pub(super) fn enter_file(&self, unique: u64, ino: Ino, flags: OFlags, fh: Fh) -> Result<OpenedFile> {
         let entered = self.union.backing(fh).and_then(|backing| {
-            let writes = flags & OFlags::RWMODE != OFlags::RDONLY;
-            let via = self.table.attach(ino, writes, backing.as_ref());
+            let via = self.table.attach(ino, flags, backing.as_ref());
             let entry = Entry { ino, unique: unique & !RESENT, flags, via };
             match self.handles.insert(entry, fh) {
                 Ok(number) => Ok(OpenedFile { number, via }),

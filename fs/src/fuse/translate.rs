@@ -7,7 +7,7 @@ use rustix::fs::{OFlags, makedev};
 
 use crate::error::Error;
 use crate::inode::{Attr, Caller, FileKind, Ino, SetTime, Timestamp};
-use crate::session::ledger::Via;
+use crate::session::ledger::{EXEC, Via};
 
 /// How long the kernel may keep what it was told: for ever, since nobody else changes the filesystem.
 pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -120,10 +120,10 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
 }
 
-/// The flags of an open that concern the union. Appending is the kernel's work, which tells every write's offset, and
-/// direct I/O is between the program and the kernel.
+/// The flags of an open that concern the union, and [`EXEC`]. Appending is the kernel's work, which tells every write's
+/// offset, and direct I/O is between the program and the kernel.
 pub(super) fn open_flags(flags: i32) -> OFlags {
-    OFlags::from_bits_retain(flags as u32) & (OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC)
+    OFlags::from_bits_retain(flags as u32) & (OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC | EXEC)
 }
 
 pub(super) fn writes(flags: OFlags) -> bool {

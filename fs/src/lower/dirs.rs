@@ -85,6 +85,8 @@ struct Listing {
     /// In the order of their bytes.
     entries: Vec<(Name, Ino, FileKind)>,
     by_name: HashMap<Name, Ino>,
+    /// How many of them are directories.
+    subdirectories: u32,
 }
 
 /// A value that is found out by the first who needs it.
@@ -185,12 +187,16 @@ impl DirsLower {
         let parts = self.parts(dir)?;
         dir.listing.get(|| {
             let merged = merge(&self.layers, &parts)?;
-            let mut listing =
-                Listing { entries: Vec::with_capacity(merged.len()), by_name: HashMap::with_capacity(merged.len()) };
+            let mut listing = Listing {
+                entries: Vec::with_capacity(merged.len()),
+                by_name: HashMap::with_capacity(merged.len()),
+                subdirectories: 0,
+            };
             for entry in merged {
                 let (name, kind) = (entry.name.clone(), entry.kind);
                 let found = self.register(ino, &parts, &entry)?;
                 listing.by_name.insert(name.clone(), found);
+                listing.subdirectories += u32::from(kind == FileKind::Directory);
                 listing.entries.push((name, found, kind));
             }
             Ok(Arc::new(listing))
@@ -290,9 +296,10 @@ impl DirsLower {
         }
         let mut attr = Attr::of_stat(ino, &stat).ok_or(Errno::IO)?;
         if let Some(dir) = &node.dir {
-            // A merged directory's count would take merging all that is in it; 1 says that it isn't known.
+            // One layer's disk counts for itself. Over several the names are merged, once, which who asks for a directory's
+            // attributes mostly needs next. One that can't be read has attributes all the same; 1 says "not counted".
             if self.parts(dir)?.len() > 1 {
-                attr.nlink = 1;
+                attr.nlink = self.listing(ino, node).map_or(1, |listing| 2 + listing.subdirectories);
             }
         } else if node.linked {
             attr.nlink = self.names(ino, node).len() as u32;

@@ -31,6 +31,9 @@ const _: () = assert!(INTENTS + INTENT_COUNT * RECORD <= HANDLES);
 /// Set in the number of a request that the kernel sends again.
 pub(crate) const RESENT: u64 = 1 << 63;
 
+/// The kernel's `__FMODE_EXEC`: it opens a program in order to run it, and keeps it open until that ends.
+pub(crate) const EXEC: OFlags = OFlags::from_bits_retain(0x20);
+
 /// Who serves the data of a handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Via {

@@ -355,14 +355,24 @@ fn numbers_are_the_same_each_time_and_known_without_a_lookup() {
 #[test]
 fn attributes_are_those_of_the_file() {
     let stack = Stack::of(2);
-    stack.file(1, "f", "12345").device(1, "null", makedev(1, 3)).dir(0, "merged").dir(1, "merged").dir(1, "one/sub");
+    stack.file(1, "f", "12345").device(1, "null", makedev(1, 3)).dir(1, "one/sub");
     let lower = stack.open();
     let (attr, host) = (find(&lower, "f"), fs::metadata(stack.at(1, "f")).unwrap());
     assert_eq!((attr.size, attr.blocks, attr.mode), (5, host.blocks(), host.mode()));
     assert_eq!((attr.mtime.secs, i64::from(attr.mtime.nanos)), (host.mtime(), host.mtime_nsec()));
     assert_eq!(find(&lower, "null").rdev, makedev(1, 3));
-    assert_eq!(find(&lower, "merged").nlink, 1);
     assert_eq!(u64::from(find(&lower, "one").nlink), fs::metadata(stack.at(1, "one")).unwrap().nlink());
+}
+
+#[test]
+fn merged_directory_counts_the_subdirectories_that_show() {
+    let stack = Stack::of(3);
+    stack.dir(0, "merged/a").dir(1, "merged/a").dir(1, "merged/b").file(1, "merged/c", "").dir(2, "merged/c");
+    stack.device(0, "merged/gone", 0).dir(2, "merged/gone").dir(2, "merged/d");
+    let lower = stack.open();
+    // a, b and d; c is a file on top, gone is deleted.
+    assert_eq!(find(&lower, "merged").nlink, 2 + 3);
+    assert_eq!(lower.attr(ROOT).unwrap().nlink, 2 + 1);
 }
 
 #[test]
