@@ -115,6 +115,10 @@ pub struct Mount {
     /// Options: `lowerdir=A:B[,upperdir=U,workdir=W][,ro]...`; may be repeated.
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
+    /// A directory of the union, `PATH=rw`, `PATH=ro` (its whiteouts hide nothing) or `PATH=ro+wh`; the first is on top, and the
+    /// only one that can be `rw`.
+    #[arg(long = "branch", value_name = "PATH=MODE", conflicts_with = "image")]
+    pub branches: Vec<OsString>,
     /// Mount an image of the store instead of directories.
     #[arg(long, value_name = "REF")]
     pub image: Option<String>,

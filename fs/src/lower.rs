@@ -24,6 +24,18 @@ pub enum Format {
     User,
 }
 
+/// What a directory is in a stack of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Shows what it has, and its whiteouts and opaque marks hide what is below (a branch `ro+wh`).
+    #[default]
+    Layer,
+    /// Shows what it has; its whiteouts and opaque marks hide nothing, and don't show (a branch `ro`).
+    Unmarked,
+    /// Shows nothing, but a file whose contents are elsewhere (`overlay.metacopy`) may have them there.
+    Data,
+}
+
 /// An entry of a lower directory.
 #[derive(Clone, Copy, Debug)]
 pub struct LowerEntry<'a> {

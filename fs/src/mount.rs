@@ -21,9 +21,12 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
         return Err(Error::Option { option: "lowerdir".to_owned(), reason: "is missing".to_owned() });
     }
     let format = options.format.unwrap_or_else(Format::detect);
-    let lower = DirsLower::with(&options.lower, &options.data, format, options.owners)?;
+    let lower = DirsLower::with(&options.lower, format, options.owners)?;
     let upper = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) => {
+            if options.make_work {
+                make(work)?;
+            }
             let mut upper = Upper::open(upper, work, format)?.with_owners(options.owners);
             if options.adopt {
                 upper = upper.adopt()?;

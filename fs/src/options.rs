@@ -13,6 +13,7 @@ use rustix::mount::MountAttrFlags;
 
 use crate::error::{Error, Result};
 use crate::ids::IdMap;
+use crate::lower::Role;
 use crate::owners::Owners;
 use crate::session::MountOptions;
 use crate::upper::Format;
@@ -20,15 +21,14 @@ use crate::upper::Format;
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// `lowerdir`: directories to be united, top first.
-    pub lower: Vec<PathBuf>,
-    /// Those behind `::` in it: nothing in them shows, but they may have the contents of files that are without
-    /// (kernel overlayfs' data-only layers).
-    pub data: Vec<PathBuf>,
+    /// `lowerdir`: directories to be united, top first; those behind `::` have data alone. Or `branch`, once for each.
+    pub lower: Vec<(PathBuf, Role)>,
     /// `upperdir`: where changes go.
     pub upper: Option<PathBuf>,
     /// `workdir`: on the upper's disk, for changes under way.
     pub work: Option<PathBuf>,
+    /// Whether the work directory is made if it isn't there.
+    pub make_work: bool,
     /// `userxattr`, or its contrary: which extended attributes the layers use. Without, what the process may use.
     pub format: Option<Format>,
     /// `xattr_permissions`: where owners and modes are kept.
@@ -117,14 +117,16 @@ impl Options {
                 // Empty parts mean nothing, but one between two others.
                 let first = parts.iter().position(|dir| !dir.is_empty()).unwrap_or(parts.len());
                 let merged = parts[first..].iter().position(Vec::is_empty).map_or(parts.len(), |at| first + at);
-                let named = |parts: &[Vec<u8>]| -> Vec<PathBuf> {
-                    parts.iter().filter(|dir| !dir.is_empty()).map(|dir| path(dir)).collect()
+                let layer = |(at, dir): (usize, &Vec<u8>)| {
+                    let role = if at < merged { Role::Layer } else { Role::Data };
+                    (!dir.is_empty()).then(|| (path(dir), role))
                 };
-                (self.lower, self.data) = (named(&parts[..merged]), named(&parts[merged..]));
+                self.lower = parts.iter().enumerate().filter_map(layer).collect();
                 if self.lower.is_empty() {
                     return refused("names no directory");
                 }
             }
+            "branch" => return Some(self.branch(value)),
             "upperdir" | "workdir" if value.is_empty() => return refused("names no directory"),
             "upperdir" => self.upper = Some(path(value)),
             "workdir" => self.work = Some(path(value)),
@@ -145,6 +147,41 @@ impl Options {
             _ => return self.shown(name, value),
         }
         Some(Ok(()))
+    }
+
+    /// `branch=PATH=MODE`, as AUFS has them: the first is on top. One may be written to, which is the first.
+    fn branch(&mut self, value: &[u8]) -> Result<()> {
+        let refused = |reason: &str| {
+            let option = format!("branch={}", value.escape_ascii());
+            Err(Error::Option { option, reason: reason.to_owned() })
+        };
+        let (dir, mode) = match value.iter().rposition(|&byte| byte == b'=') {
+            Some(at) => (path(&value[..at]), &value[at + 1..]),
+            // The first branch is writable by default, the others are not.
+            None if self.lower.is_empty() && self.upper.is_none() => (path(value), &b"rw"[..]),
+            None => (path(value), &b"ro"[..]),
+        };
+        match mode {
+            _ if dir.as_os_str().is_empty() => refused("names no directory"),
+            b"rw" if self.upper.is_some() || !self.lower.is_empty() => {
+                refused("one branch can be written to, and it is the first")
+            }
+            b"rw" => {
+                let mut beside = dir.clone().into_os_string();
+                beside.push(".work");
+                (self.upper, self.work, self.make_work) = (Some(dir), Some(beside.into()), true);
+                Ok(())
+            }
+            b"ro" => {
+                self.lower.push((dir, Role::Unmarked));
+                Ok(())
+            }
+            b"ro+wh" => {
+                self.lower.push((dir, Role::Layer));
+                Ok(())
+            }
+            _ => refused("has another mode than rw, ro and ro+wh"),
+        }
     }
 
     /// Options of `fuse-overlayfs`: what programs are shown, and what Mica has no use for since it does so always.
@@ -297,6 +334,10 @@ fn path(text: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
 
+    fn layers<const N: usize>(paths: [&str; N]) -> Vec<(PathBuf, Role)> {
+        paths.map(|path| (path.into(), Role::Layer)).into()
+    }
+
     fn parsed(text: &str) -> Result<Options> {
         let mut options = Options::default();
         options.parse(text.as_bytes())?;
@@ -307,19 +348,29 @@ mod tests {
     #[test]
     fn directories_are_split_at_colons_that_are_not_escaped() {
         let options = parsed(r"lowerdir=/a\:b:/c\,d:/e\\f,upperdir=/u\,v,workdir=/w:x").unwrap();
-        let expected: Vec<PathBuf> = ["/a:b", "/c,d", r"/e\f"].map(PathBuf::from).into();
-        assert_eq!(options.lower, expected);
+        assert_eq!(options.lower, layers(["/a:b", "/c,d", r"/e\f"]));
         assert_eq!(options.upper, Some("/u,v".into()));
         assert_eq!(options.work, Some("/w:x".into()));
     }
 
     #[test]
     fn directories_behind_two_colons_have_data_alone() {
-        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
-        let options = parsed("lowerdir=/a:/b::/c::/d").unwrap();
-        assert_eq!((options.lower, options.data), (paths(&["/a", "/b"]), paths(&["/c", "/d"])));
-        let options = parsed("lowerdir=:/a:").unwrap();
-        assert_eq!((options.lower, options.data), (paths(&["/a"]), paths(&[])));
+        let data = ["/c", "/d"].map(|path| (PathBuf::from(path), Role::Data));
+        assert_eq!(parsed("lowerdir=/a:/b::/c::/d").unwrap().lower, [&layers(["/a", "/b"])[..], &data].concat());
+        assert_eq!(parsed("lowerdir=:/a:").unwrap().lower, layers(["/a"]));
+    }
+
+    #[test]
+    fn branches_are_taken_in_their_order_and_one_is_written_to() {
+        let options = parsed("branch=/t\\,op=rw,branch=/a=b=ro+wh,branch=/c=ro,branch=/d").unwrap();
+        assert_eq!((options.upper, options.work), (Some("/t,op".into()), Some("/t,op.work".into())));
+        let lower = [("/a=b", Role::Layer), ("/c", Role::Unmarked), ("/d", Role::Unmarked)];
+        assert_eq!(options.lower, lower.map(|(path, role)| (PathBuf::from(path), role)));
+        assert_eq!(parsed("branch=/a,branch=/b,workdir=/w").unwrap().work, Some("/w".into()));
+        assert_eq!(parsed("branch=/a=ro,branch=/b").unwrap().upper, None);
+        for text in ["branch=/a=rw,branch=/b=rw", "branch=/a=ro,branch=/b=rw", "branch=/a=rx", "branch==ro"] {
+            assert!(parsed(text).unwrap_err().to_string().contains("branch="), "{text}");
+        }
     }
 
     #[test]
@@ -359,7 +410,7 @@ mod tests {
         assert_eq!((shown.ids.squash_user, shown.ids.squash_group), (Some(0), Some(9)));
         assert_eq!(shown.ids.users, IdMap::parse("0:1000:1").unwrap());
         assert_eq!(options.mount.labels, [("context".to_owned(), "system_u:object_r:t:s0:c1,c2".to_owned())]);
-        assert_eq!(options.lower, ["/a", "/b"].map(PathBuf::from));
+        assert_eq!(options.lower, layers(["/a", "/b"]));
     }
 
     #[test]
@@ -372,7 +423,7 @@ mod tests {
 
     #[test]
     fn quotes_in_a_path_are_part_of_it() {
-        assert_eq!(parsed("lowerdir=/a\"b,ro").unwrap().lower, [PathBuf::from("/a\"b")]);
+        assert_eq!(parsed("lowerdir=/a\"b,ro").unwrap().lower, layers(["/a\"b"]));
     }
 
     #[test]

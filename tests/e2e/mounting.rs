@@ -179,3 +179,29 @@ umount mnt
     ensure_eq!(said, expected, "what shows");
     Ok(())
 }
+
+#[test]
+fn a_live_system_writes_to_memory_over_a_base_that_can_not_change() -> Result {
+    let text = r#"
+mkdir base ram "odd,name" && echo base > base/file && echo base > base/deleted && touch base/.wh.file
+mount --bind base base && mount -o remount,ro,bind base
+mount -t tmpfs tmpfs ram && mkdir ram/changes
+echo update > odd,name/update && touch odd,name/.wh.deleted lower/.wh.update
+mica mount --branch ram/changes=rw --branch lower=ro --branch odd,name=ro+wh --branch base mnt
+ls -A mnt
+cat mnt/file
+echo changed >> mnt/update && rm mnt/file && cat mnt/update
+mica umount mnt
+ls -A ram/changes
+mica mount -o branch=ram/changes,branch=lower=ro+wh,branch=base mnt
+ls -A mnt
+umount mnt
+mica mount --branch lower=rw --branch upper=rw mnt 2>&1 | grep -o 'one branch can be written to'
+"#;
+    let test = "a_live_system_writes_to_memory_over_a_base_that_can_not_change";
+    let Some(said) = script(test, text)? else { return Ok(()) };
+    let expected = "dir\nfile\ngone\nupdate\nbelow\nupdate\nchanged\nfile\nupdate\n\
+                    deleted\ndir\ngone\nupdate\none branch can be written to\n";
+    ensure_eq!(said, expected, "what shows");
+    Ok(())
+}

@@ -119,6 +119,7 @@ impl Helper {
         raise_limit();
         let arguments = Mount {
             options: Vec::new(),
+            branches: Vec::new(),
             image: None,
             rw: None,
             verify: None,

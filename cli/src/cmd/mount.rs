@@ -70,6 +70,9 @@ fn options(arguments: &Mount) -> Result<Options, Failure> {
     for text in &arguments.options {
         options.parse(text.as_bytes()).map_err(usage)?;
     }
+    for branch in &arguments.branches {
+        options.parse(&[b"branch=", &*escaped(branch.as_bytes())].concat()).map_err(usage)?;
+    }
     options.check().map_err(usage)?;
     match &arguments.image {
         None if options.lower.is_empty() => {
@@ -83,6 +86,18 @@ fn options(arguments: &Mount) -> Result<Options, Failure> {
         }
         _ => Ok(options),
     }
+}
+
+/// What means something in the text of options is only itself.
+fn escaped(word: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(word.len());
+    for byte in word {
+        if matches!(byte, b'\\' | b',' | b'"') {
+            text.push(b'\\');
+        }
+        text.push(*byte);
+    }
+    text
 }
 
 fn mountpoint(arguments: &Mount) -> Result<PathBuf, Failure> {

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use super::{Lower, LowerEntry, LowerFile};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT};
-use crate::lower::Format;
+use crate::lower::{Format, Role};
 use crate::owners::{Owner, Owners};
 use layer::{Layers, Name, Real, Xattrs};
 use merge::{Merged, merge};
@@ -117,23 +117,18 @@ impl<T: Clone> Once<T> {
 impl DirsLower {
     /// Stacks directories, top first. `format` tells whose redirects are believed.
     pub fn open(dirs: &[impl AsRef<Path>], format: Format) -> Result<DirsLower> {
-        DirsLower::with(dirs, &[""; 0], format, Owners::Disk)
+        let layers: Vec<_> = dirs.iter().map(|dir| (dir.as_ref(), Role::Layer)).collect();
+        DirsLower::with(&layers, format, Owners::Disk)
     }
 
-    /// The same for layers whose owners and modes are kept as `owners` says. In the directories of `data` nothing shows, but a
-    /// file whose contents are elsewhere (`overlay.metacopy`) may have them there.
-    pub fn with(
-        dirs: &[impl AsRef<Path>],
-        data: &[impl AsRef<Path>],
-        format: Format,
-        owners: Owners,
-    ) -> Result<DirsLower> {
-        if dirs.is_empty() || dirs.len() + data.len() > LAYERS_MAX {
-            let count = dirs.len() + data.len();
-            let reason = format!("{count} directories can't be stacked; 1 to {LAYERS_MAX} can");
+    /// The same for layers of different roles, those of [`Role::Data`] last, whose owners and modes are kept as
+    /// `owners` says.
+    pub fn with(dirs: &[(impl AsRef<Path>, Role)], format: Format, owners: Owners) -> Result<DirsLower> {
+        if dirs.is_empty() || dirs.len() > LAYERS_MAX {
+            let reason = format!("{} directories can't be stacked; 1 to {LAYERS_MAX} can", dirs.len());
             return Err(Error::Layer { path: "lower".into(), reason, errno: Errno::INVAL });
         }
-        let layers = Layers::open(dirs, data, owners)?;
+        let layers = Layers::open(dirs, owners)?;
         let parts: Arc<[Part]> = resolve::root(&layers, format)?.into();
         let dir = Directory { candidates: Vec::new(), beside: [].into(), parts: Once::new(), listing: Once::new() };
         dir.parts.get(|| Ok(parts))?;

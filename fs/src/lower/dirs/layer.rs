@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Error, Result};
+use crate::lower::Role;
 use crate::owners::{self, Owner, Owners};
 use crate::sys;
 
@@ -37,6 +38,7 @@ struct Layer {
     path: String,
     root: Arc<OwnedFd>,
     device: u64,
+    role: Role,
     /// A detached mount of it, without the mounts on it; dissolved when this is closed.
     _mount: Option<OwnedFd>,
 }
@@ -77,10 +79,9 @@ impl fmt::Debug for Layers {
 }
 
 impl Layers {
-    pub(super) fn open(dirs: &[impl AsRef<Path>], data: &[impl AsRef<Path>], owners: Owners) -> Result<Layers> {
-        let paths = dirs.iter().map(AsRef::as_ref).chain(data.iter().map(AsRef::as_ref));
-        let stack = paths.map(open_layer).collect::<Result<Vec<_>>>()?;
-        let shown = dirs.len() as u16;
+    pub(super) fn open(dirs: &[(impl AsRef<Path>, Role)], owners: Owners) -> Result<Layers> {
+        let stack = dirs.iter().map(|(dir, role)| open_layer(dir.as_ref(), *role)).collect::<Result<Vec<_>>>()?;
+        let shown = stack.iter().take_while(|layer| layer.role != Role::Data).count() as u16;
         let root = |layer| Arc::new(Real { number: 0, layer, place: None });
         let roots = (0..stack.len() as u16).map(root).collect();
         let open = Mutex::new(LruCache::new(OPEN_MAX));
@@ -95,6 +96,11 @@ impl Layers {
     /// How many there are, with those that have contents alone.
     pub(super) fn count_with_data(&self) -> u16 {
         self.stack.len() as u16
+    }
+
+    /// Whether whiteouts and opaque marks of a layer hide something.
+    pub(super) fn heeds_marks(&self, layer: u16) -> bool {
+        self.stack[usize::from(layer)].role == Role::Layer
     }
 
     /// The directory at the bottom of everything in a layer.
@@ -289,14 +295,14 @@ fn grown(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<
     }
 }
 
-fn open_layer(path: &Path) -> Result<Layer> {
+fn open_layer(path: &Path, role: Role) -> Result<Layer> {
     let failed = |errno: Errno| Error::Layer { path: path.display().to_string(), reason: errno.to_string(), errno };
     let mount = detach(path);
     let at = mount.as_ref().map_or(CWD, AsFd::as_fd);
     let within = if mount.is_some() { Path::new(".") } else { path };
     let root = rustix::fs::openat(at, within, DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let stat = rustix::fs::fstat(&root).map_err(failed)?;
-    Ok(Layer { path: path.display().to_string(), root: Arc::new(root), device: stat.st_dev, _mount: mount })
+    Ok(Layer { path: path.display().to_string(), root: Arc::new(root), device: stat.st_dev, role, _mount: mount })
 }
 
 /// A private, read-only mount of the directory without the mounts on it, where that is permitted: what is mounted

@@ -44,8 +44,10 @@ pub(super) fn open(
         let mut stop = step.stop;
         let mut next = None;
         if let Some(dir) = step.found {
-            stop |= layers.stat(&dir.real, &marks::deleting(&last))?.is_some();
-            if let Some(stat) = layers.stat(&dir.real, &last)? {
+            let heeds = layers.heeds_marks(dir.real.layer);
+            stop |= heeds && layers.stat(&dir.real, &marks::deleting(&last))?.is_some();
+            let found = layers.stat(&dir.real, &last)?.filter(|stat| heeds || !marks::is_whiteout(stat));
+            if let Some(stat) = found {
                 if FileKind::from_mode(stat.st_mode) != Some(FileKind::Regular) {
                     break;
                 }

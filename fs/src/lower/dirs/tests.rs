@@ -69,6 +69,11 @@ impl Stack {
         DirsLower::open(&layers, format).unwrap()
     }
 
+    fn open_with(&self, roles: &[Role]) -> DirsLower {
+        let layers: Vec<_> = roles.iter().enumerate().map(|(layer, role)| (self.layer(layer), *role)).collect();
+        DirsLower::with(&layers, Format::Trusted, Owners::Disk).unwrap()
+    }
+
     /// What shows: paths, with the contents of files.
     fn view(&self) -> BTreeMap<String, String> {
         view(&self.open())
@@ -274,8 +279,7 @@ fn layers_of_data_alone_show_nothing_and_have_contents_by_path() {
     stack.file(2, "ab/object", "contents").file(1, "seen", "1");
     stack.file(0, "f", "12345678").xattr(0, "f", "trusted.overlay.metacopy", "");
     stack.xattr(0, "f", "trusted.overlay.redirect", "/ab/object");
-    let paths: Vec<_> = (0..3).map(|layer| stack.layer(layer)).collect();
-    let open = || DirsLower::with(&paths[..2], &paths[2..], Format::Trusted, crate::owners::Owners::Disk).unwrap();
+    let open = || stack.open_with(&[Role::Layer, Role::Layer, Role::Data]);
     let lower = open();
     let names: Vec<String> = view(&lower).into_keys().collect();
     assert_eq!(names, ["f", "seen"]);
@@ -286,6 +290,24 @@ fn layers_of_data_alone_show_nothing_and_have_contents_by_path() {
     stack.file(0, "ab/object", "87654321").xattr(0, "ab/object", "trusted.overlay.metacopy", "");
     let lower = open();
     assert_eq!(lower.open(find(&lower, "ab/object").ino).unwrap_err().errno(), Errno::IO);
+}
+
+#[test]
+fn whiteouts_of_an_unmarked_layer_hide_nothing_and_do_not_show() {
+    let stack = Stack::of(3);
+    stack.whiteout(1, "device").file(1, ".wh.name", "").dir(1, "dir").file(1, "dir/.wh..wh..opq", "");
+    stack.dir(1, "marked").xattr(1, "marked", "trusted.overlay.opaque", "y").file(1, "own", "1");
+    stack.file(2, "device", "2").file(2, "name", "2").file(2, "dir/file", "2").file(2, "marked/file", "2");
+    // A layer above it is heeded all the same.
+    stack.whiteout(0, "hidden").file(2, "hidden", "2");
+    let seen = view(&stack.open_with(&[Role::Layer, Role::Unmarked, Role::Layer]));
+    let expected = [("device", "2"), ("dir/file", "2"), ("marked/file", "2"), ("name", "2"), ("own", "1")];
+    let files = |seen: BTreeMap<String, String>| {
+        seen.into_iter().filter(|(_, contents)| matches!(&**contents, "1" | "2")).collect::<Vec<_>>()
+    };
+    assert_eq!(files(seen), expected.map(|(name, contents)| (name.to_owned(), contents.to_owned())));
+    let heeded = files(view(&stack.open_with(&[Role::Layer; 3])));
+    assert_eq!(heeded, [("own".to_owned(), "1".to_owned())]);
 }
 
 #[test]
