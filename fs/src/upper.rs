@@ -41,8 +41,8 @@ pub struct Upper {
     pub(crate) format: Format,
     pub(crate) fresh_root: bool,
     pub(crate) owners: Owners,
-    /// Whether another program has used the work directory, or none.
-    is_foreign: bool,
+    /// The work directory, if another program has used it since Mica has, or none has.
+    foreign: Option<OwnedFd>,
     next: AtomicU64,
 }
 
@@ -94,8 +94,8 @@ impl Upper {
         empty(&tmp)?;
         // Modes come from the union's programs with their own mask applied; this process's must not be as well.
         rustix::process::umask(Mode::empty());
-        let (root, owners) = (Arc::new(root), Owners::Disk);
-        Ok(Upper { root, tmp, orphans, links, format, fresh_root: false, owners, is_foreign, next: AtomicU64::new(0) })
+        let (root, owners, foreign) = (Arc::new(root), Owners::Disk, is_foreign.then_some(work_dir));
+        Ok(Upper { root, tmp, orphans, links, format, fresh_root: false, owners, foreign, next: AtomicU64::new(0) })
     }
 
     /// Says that the upper's root directory is only a container: until something in it changes, the union's root has

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
-use super::{DIRECTORY, Mark, Spot, Upper, read_dir};
+use super::{DIRECTORY, Mark, Spot, Upper, read_dir, remove_tree};
 use crate::error::Result;
 use std::os::fd::AsFd as _;
 
@@ -21,10 +21,14 @@ const OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
 impl Upper {
     /// Puts the marks of fuse-overlayfs into this upper's form, if it has used the upper since Mica has.
     pub fn adopt(self) -> Result<Upper> {
-        if self.is_foreign {
+        if let Some(work) = &self.foreign {
             let mut dirs = vec![Arc::clone(&self.root)];
             while let Some(dir) = dirs.pop() {
                 self.adopt_dir(&dir, &mut dirs)?;
+            }
+            // By this the next start knows that nothing is to be searched. What cannot go is searched for again.
+            if let Err(errno) = remove_tree(work.as_fd(), b"work") {
+                tracing::warn!(%errno, "another program's work directory stays");
             }
         }
         Ok(self)
