@@ -9,7 +9,7 @@ use mica_layerdb::disk::RealDisk;
 use mica_layerdb::{Error, Kind};
 use rustix::io::Errno;
 
-use crate::check::{Expected, Verdict, lean, whole};
+use crate::check::{Expected, Verdict, lean, usable, whole};
 use crate::material::Material;
 use crate::scenario::{STEPS, Scene, View, view};
 use crate::watch::Watch;
@@ -140,12 +140,12 @@ fn after_failure(scene: &mut Scene<'_>, error: &Error, fault: Fault, expected: E
     if scene.store.is_some() {
         let found = view(scene.store()).map_err(|error| format!("look after \"{error}\" was healed: {error}"))?;
         expected.compare(&timeless(found)).map_err(|wrong| format!("{wrong} (after {error})"))?;
-        whole(scene.store())?;
+        usable(scene.store(), Some(step))?;
     }
     let again = match (step.run)(scene) {
         Err(Error::Broken { .. }) => {
             scene.open().map_err(|error| format!("open after a failed sync: {error}"))?;
-            whole(scene.store())?;
+            usable(scene.store(), Some(step))?;
             (step.run)(scene)
         }
         again => again,

@@ -87,7 +87,7 @@ fn play(material: &Material, first: u64, of_disk: bool, then: Then) -> Option<Re
 fn every_call(of_disk: bool, then: Then) {
     let started = Instant::now();
     let material = Material::new();
-    let calls = if of_disk { 430 } else { 223 };
+    let calls = if of_disk { 470 } else { 235 };
     let stride = if long() { 1 } else { 29 };
     let (mut failures, mut tried) = (Vec::new(), 0);
     for first in (0..calls).step_by(stride) {

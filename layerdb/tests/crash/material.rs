@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mica_layerdb::{DiffId, Digest};
+use mica_layerdb::{DiffId, Digest, ObjectId};
 
 /// A layer's tar.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Material {
     pub other: Layer,
     /// The contents of `other` under other names.
     pub other_again: Layer,
+    /// A content that only `wide` has.
+    pub renewed: ObjectId,
 }
 
 impl Material {
@@ -60,7 +62,8 @@ impl Material {
             tar.file("four", &noise(11, 4108));
         });
         let folder = super::folder();
-        let material = Material { folder, base, wide, top, other, other_again };
+        let renewed = ObjectId(Digest::of(&noise(12, 4097 + 12)));
+        let material = Material { folder, base, wide, top, other, other_again, renewed };
         material.layout("one", &[&material.base, &material.top]);
         material.layout("two", &[&material.base, &material.other]);
         material

@@ -165,7 +165,7 @@ fn power_cut_while_a_store_is_opened_after_a_power_cut_loses_nothing() {
     tell("power cuts during recovery", total.into_inner(), started);
 }
 
-const COLLECT: Step = Step { name: "collect", atomic: false, run: |scene| scene.gc() };
+const COLLECT: Step = Step { name: "collect", atomic: false, harms: false, run: |scene| scene.gc() };
 
 /// The opening of what a power cut left, and a collection of garbage; and what was seen after each.
 fn recovery(image: &Image, material: &Material) -> (Recording, View, View) {

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mica_layerdb::disk::Disk;
-use mica_layerdb::{Batch, DiffId, Error, Family, GcOptions, ImportSource, IngestOptions, Result, Store, StoreOptions};
+use mica_layerdb::verify::Defective;
+use mica_layerdb::{
+    Batch, DiffId, Error, Family, Finding, GcOptions, ImportSource, IngestOptions, Result, Store, StoreOptions,
+};
 
 use crate::material::{Layer, Material};
 
@@ -24,11 +27,17 @@ pub struct Step {
     pub name: &'static str,
     /// Its rows come all at once, or not at all.
     pub atomic: bool,
+    /// In the middle of it a content may be missing, which the store then says.
+    pub harms: bool,
     pub run: fn(&mut Scene<'_>) -> Result<()>,
 }
 
 const fn step(name: &'static str, atomic: bool, run: fn(&mut Scene<'_>) -> Result<()>) -> Step {
-    Step { name, atomic, run }
+    Step { name, atomic, harms: false, run }
+}
+
+const fn harm(name: &'static str, run: fn(&mut Scene<'_>) -> Result<()>) -> Step {
+    Step { name, atomic: false, harms: true, run }
 }
 
 /// The scenario.
@@ -57,6 +66,7 @@ pub const STEPS: &[Step] = &[
     step("unpin", true, |scene| scene.unpin("keep/base")),
     step("collect wide, top and a chain", false, |scene| scene.gc()),
     step("ingest wide again", true, |scene| scene.ingest(&scene.material.wide, Some("keep/wide"))),
+    harm("take a content out of use, and in again", |scene| scene.renew()),
     step("open again", true, |scene| scene.open()),
     step("unpin the rest", false, |scene| scene.unpin("keep/wide").and_then(|()| scene.unpin("keep/more"))),
     step("remove image two", true, |scene| scene.store().remove_image("two").map(drop)),
@@ -81,7 +91,7 @@ impl<'a> Scene<'a> {
             batch_objects: Some(9),
             ..StoreOptions::default()
         };
-        self.store = Some(Store::open_with(&self.root, options)?);
+        self.store = Some(crate::open(&self.root, options)?);
         Ok(())
     }
 
@@ -109,6 +119,15 @@ impl<'a> Scene<'a> {
         self.store().chain(&layers).map(drop)
     }
 
+    /// Says that a content of `wide` is damaged, takes the layer in again, and throws away what was damaged.
+    fn renew(&self) -> Result<()> {
+        let id = self.material.renewed;
+        let finding = Finding { reason: "it is said to be".to_owned(), expected: Some(id.0), ..Finding::default() };
+        self.store().report_defective(id, &Defective::Damaged(finding))?;
+        self.ingest(&self.material.wide, Some("keep/wide"))?;
+        self.store().empty_quarantine().map(drop)
+    }
+
     fn snapshot_dir(&self, number: u64) -> Result<()> {
         self.store().new_snapshot_dir(number).map(drop)
     }
@@ -132,8 +151,8 @@ pub fn view(store: &Store) -> Result<View> {
     let mut view = View::new();
     for family in Family::ALL {
         for (key, value) in store.db().scan(family, b"")? {
-            // How far a collection got is nobody's business but its own.
-            if key == b"gc-progress" {
+            // How far a collection got is nobody's business but its own, and what is damaged comes and goes within a request.
+            if key == b"gc-progress" || key.starts_with(b"damage/") {
                 continue;
             }
             view.insert(format!("{family:?}/{}", key.escape_ascii()), value);
