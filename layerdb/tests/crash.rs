@@ -39,7 +39,7 @@ fn long() -> bool {
 
 /// Opens a store. One that was just closed may still be locked: a program that another test is starting has inherited
 /// its descriptors, from fork(2) to execve(2).
-fn open(root: &Path, options: StoreOptions) -> mica_layerdb::Result<Arc<Store>> {
+fn open(root: &Path, options: &StoreOptions) -> mica_layerdb::Result<Arc<Store>> {
     let since = Instant::now();
     loop {
         match Store::open_with(root, options.clone()) {

@@ -44,7 +44,7 @@ impl Random {
 #[ignore = "other tests run it as a process of its own"]
 fn worker() {
     let variable = |name: &str| PathBuf::from(std::env::var_os(name).unwrap());
-    let store = open(&variable("MICA_KILL_ROOT"), StoreOptions::default()).unwrap();
+    let store = open(&variable("MICA_KILL_ROOT"), &StoreOptions::default()).unwrap();
     let source = ImportSource::Detect(variable("MICA_KILL_SOURCE"));
     let collector = std::sync::Arc::clone(&store);
     std::thread::spawn(move || while collector.gc(GcOptions::default()).is_ok() {});
@@ -82,7 +82,7 @@ struct Ledger(VecDeque<String>);
 impl Ledger {
     fn check(&mut self, root: &Path, name: &str, acknowledged: bool) -> Result<(), String> {
         let said = |error: mica_layerdb::Error| error.to_string();
-        let store = open(root, StoreOptions::default()).map_err(said)?;
+        let store = open(root, &StoreOptions::default()).map_err(said)?;
         let left = fs::read_dir(root.join("tmp")).unwrap().count();
         if left > 0 {
             return Err(format!("{left} leftovers in tmp/"));
@@ -107,7 +107,7 @@ impl Ledger {
     }
 
     fn finish(&self, root: &Path) {
-        let store = open(root, StoreOptions::default()).unwrap();
+        let store = open(root, &StoreOptions::default()).unwrap();
         store.gc(GcOptions::default()).unwrap();
         assert_eq!(store.images().unwrap().len(), self.0.len());
         whole(&store).and_then(|()| sound(&store)).and_then(|()| lean(&store)).unwrap();

@@ -91,7 +91,7 @@ impl<'a> Scene<'a> {
             batch_objects: Some(9),
             ..StoreOptions::default()
         };
-        self.store = Some(crate::open(&self.root, options)?);
+        self.store = Some(crate::open(&self.root, &options)?);
         Ok(())
     }
 
