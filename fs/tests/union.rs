@@ -435,3 +435,30 @@ fn names_that_no_directory_can_hold_are_refused() {
         assert_eq!(scene.union.mkdir(&Caller::default(), ROOT, name, 0o755).unwrap_err().errno(), Errno::INVAL);
     }
 }
+
+#[test]
+fn directory_whose_redirect_leads_to_one_that_it_lies_in_is_damage() {
+    let scene = Scene::new(|lower| {
+        fs::create_dir_all(lower.join("outer/inner")).unwrap();
+        fs::write(lower.join("outer/file"), "whole").unwrap();
+    });
+    let upper = scene.dir.path().join("upper/outer/inner");
+    fs::create_dir_all(&upper).unwrap();
+    let prefix = if Format::detect() == Format::Trusted { "trusted" } else { "user" };
+    let redirect = |target: &str| {
+        let name = format!("{prefix}.overlay.redirect");
+        rustix::fs::lsetxattr(&upper, name, target.as_bytes(), rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    for target in ["/outer", "/"] {
+        redirect(target);
+        let scene = open(scene.dir.path());
+        for round in 0..2 {
+            let outer = scene.lookup(ROOT, b"outer").unwrap().unwrap();
+            let error = scene.lookup(outer.ino, b"inner").unwrap_err();
+            assert_eq!(error.errno(), Errno::IO, "{target}, round {round}: {error}");
+            assert!(scene.lookup(outer.ino, b"file").unwrap().is_some());
+            // A daemon that takes over looks through the upper.
+            scene.recover().unwrap();
+        }
+    }
+}

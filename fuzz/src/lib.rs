@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod compressed;
 pub mod filter;
+pub mod keeper;
 pub mod layout;
 pub mod options;
 pub mod recipe;
@@ -11,4 +12,5 @@ pub mod store;
 pub mod tar;
 pub mod tar_mutator;
 pub mod tree;
+pub mod upper;
 pub mod walk;

@@ -85,7 +85,9 @@ impl Channel {
             match answer {
                 Answer::End => return Ok((answers, descriptors)),
                 Answer::Failed { reason, errno } => {
-                    return Err(Error::Keeper { reason, errno: Errno::from_raw_os_error(errno) });
+                    // Whoever answers, there is no error without a number, nor beyond the kernel's.
+                    let errno = if (1..4096).contains(&errno) { Errno::from_raw_os_error(errno) } else { Errno::PROTO };
+                    return Err(Error::Keeper { reason, errno });
                 }
                 answer => answers.push(answer),
             }

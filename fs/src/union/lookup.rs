@@ -110,10 +110,28 @@ impl Union {
                 let spot = Spot::at(&dir, name);
                 let merges = self.merges_with(parent, name, &stat, &marks)?;
                 let ino = self.number(&stat, &marks, merges);
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && self.leads_back(ino, parent) {
+                    tracing::warn!(name = %name.escape_ascii(), "a directory of the upper says that it is one that it lies in");
+                    return Err(Errno::IO.into());
+                }
                 Ok(Seen::Upper(Entry { spot, stat, marks, ino, merges }))
             }
             None => Ok(self.see_lower(parent, name)?.map_or(Seen::Nothing, Seen::Lower)),
         }
+    }
+
+    /// Whether a number is that of a directory or of one that it lies in: marks that say so of something in it would make
+    /// its place depend on itself.
+    fn leads_back(&self, ino: Ino, dir: Ino) -> bool {
+        let nodes = self.nodes.lock();
+        let mut at = dir;
+        while at != ino && at != ROOT {
+            match nodes.get(at).map(|node| &node.place) {
+                Some(Place::Named(names)) if !names.is_empty() => at = names[0].0,
+                _ => return ino == ROOT,
+            }
+        }
+        at == ino || ino == ROOT
     }
 
     /// What the lower part of a directory has under a name.

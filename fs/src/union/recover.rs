@@ -1,6 +1,8 @@
 //! What a union learns from its upper when it starts: unfinished work of an earlier process, and, when it takes over a live
 //! mount, every inode that the kernel may name.
 
+use std::collections::HashSet;
+
 use rustix::io::Errno;
 
 use super::Union;
@@ -31,7 +33,7 @@ impl Union {
             let host = rustix::fs::fstat(&fd)?.st_ino;
             self.nodes.lock().enter(ino, Node::new(Place::Orphan(fd, name), host, None)).lookups = 1;
         }
-        let mut dirs = vec![ROOT];
+        let (mut dirs, mut entered) = (vec![ROOT], HashSet::from([ROOT]));
         while let Some(dir) = dirs.pop() {
             let Some(fd) = self.upper_dir(dir)? else { continue };
             for (name, _, _) in read_dir(fd.as_fd())? {
@@ -43,6 +45,10 @@ impl Union {
                     Ok(seen) => seen,
                 };
                 if let Seen::Upper(entry) = seen {
+                    if entry.is_dir() && !entered.insert(entry.ino) {
+                        tracing::warn!(name = %name.escape_ascii(), "two directories of the upper show the same one of the lower");
+                        continue;
+                    }
                     self.nodes.lock().enter(entry.ino, entry.node(dir, &name)).keep = true;
                     if entry.is_dir() {
                         dirs.push(entry.ino);
