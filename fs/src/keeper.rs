@@ -97,8 +97,14 @@ impl Keeper {
         let mut child = start()?;
         let deadline = Instant::now() + START;
         loop {
-            if Channel::connect(socket).is_ok() {
-                return Ok(Keeper::at(socket, Some(child)));
+            if let Ok(channel) = Channel::connect(socket) {
+                if channel.peer()? == child.id() {
+                    return Ok(Keeper::at(socket, Some(child)));
+                }
+                // Another one was faster. Ours must not take its place later, when that one has been stopped.
+                child.kill()?;
+                child.wait()?;
+                return Ok(Keeper::at(socket, None));
             }
             let ended = child.try_wait().ok().flatten();
             if ended.is_some_and(|status| !status.success()) || Instant::now() > deadline {

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
+    sockopt::socket_peercred,
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,11 @@ impl Channel {
         let address = SocketAddrUnix::new(path).map_err(refused)?;
         connect(&socket, &address).map_err(refused)?;
         Ok(Channel(socket))
+    }
+
+    /// The process at the other end.
+    pub(super) fn peer(&self) -> Result<u32> {
+        Ok(socket_peercred(&self.0)?.pid.as_raw_pid() as u32)
     }
 
     /// Sends a request and gathers the answers up to the last.

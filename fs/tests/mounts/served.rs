@@ -144,6 +144,13 @@ impl Next {
 
     /// Does something while nobody serves, then resumes. What needs a server after all is a failure, and not a hang.
     pub fn resume_after<T: Send>(self, access: impl FnOnce() -> T + Send) -> (Server, T) {
+        let (server, result, without) = self.try_resume_after(access);
+        assert!(without, "this waited for a server");
+        (server, result)
+    }
+
+    /// The same; false if it waited for a server.
+    pub fn try_resume_after<T: Send>(self, access: impl FnOnce() -> T + Send) -> (Server, T, bool) {
         let (done, ended) = channel();
         scope(|scope| {
             let access = scope.spawn(move || {
@@ -153,11 +160,15 @@ impl Next {
             });
             let without = ended.recv_timeout(Duration::from_secs(10)).is_ok();
             let server = self.resume();
-            let result = access.join().unwrap();
-            assert!(without, "this waited for a server");
-            (server, result)
+            (server, access.join().unwrap(), without)
         })
     }
+}
+
+/// Tries to show that the kernel remembers something. It may forget anything at any time, and does when somebody else
+/// has it drop its caches, but not each time.
+pub fn remembered(attempt: impl Fn() -> bool) {
+    assert!((0..5).any(|_| attempt()), "this waited for a server, each time");
 }
 
 /// A process that serves the mount.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, XattrFlags, removexattr, renameat_with, setxattr};
 
-use super::served::{Place, can_mount};
+use super::served::{Place, can_mount, remembered};
 
 const WHILE: Duration = Duration::from_millis(200);
 
@@ -216,26 +216,30 @@ fn what_the_kernel_knows_needs_no_server() {
     if !can_mount() {
         return;
     }
-    let place = Place::new();
-    fs::create_dir(place.path("lower/dir")).unwrap();
-    fs::write(place.path("lower/dir/file"), "text").unwrap();
-    std::os::unix::fs::symlink("dir/file", place.path("lower/link")).unwrap();
-    let mut server = place.mount("");
-    fs::read(place.mnt("link")).unwrap();
-    let before = fs::metadata(place.mnt("dir/file")).unwrap();
-    assert!(!place.mnt("dir/absent").exists());
-    let next = place.next("");
-    server.kill();
-    // A lookup would wait: names that exist, names that do not, and links are cached.
-    (server, ()) = next.resume_after(|| {
-        let after = fs::metadata(place.mnt("dir/file")).unwrap();
-        assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
-        assert_eq!(fs::metadata(place.mnt("dir/absent")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
-        assert_eq!(fs::metadata(place.mnt("link")).unwrap().ino(), before.ino());
+    remembered(|| {
+        let place = Place::new();
+        fs::create_dir(place.path("lower/dir")).unwrap();
+        fs::write(place.path("lower/dir/file"), "text").unwrap();
+        std::os::unix::fs::symlink("dir/file", place.path("lower/link")).unwrap();
+        let mut server = place.mount("");
+        fs::read(place.mnt("link")).unwrap();
+        let before = fs::metadata(place.mnt("dir/file")).unwrap();
+        assert!(!place.mnt("dir/absent").exists());
+        let next = place.next("");
+        server.kill();
+        // A lookup would wait: names that exist, names that do not, and links are cached.
+        let without;
+        (server, (), without) = next.try_resume_after(|| {
+            let after = fs::metadata(place.mnt("dir/file")).unwrap();
+            assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+            assert_eq!(fs::metadata(place.mnt("dir/absent")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+            assert_eq!(fs::metadata(place.mnt("link")).unwrap().ino(), before.ino());
+        });
+        fs::write(place.mnt("dir/absent"), "there").unwrap();
+        assert_eq!(fs::read(place.mnt("dir/absent")).unwrap(), b"there");
+        assert_eq!(server.order("unmount"), "unmounted");
+        without
     });
-    fs::write(place.mnt("dir/absent"), "there").unwrap();
-    assert_eq!(fs::read(place.mnt("dir/absent")).unwrap(), b"there");
-    assert_eq!(server.order("unmount"), "unmounted");
 }
 
 #[test]
@@ -243,24 +247,28 @@ fn a_read_only_mount_opens_and_lists_without_messages() {
     if !can_mount() {
         return;
     }
-    let place = Place::new();
-    fs::create_dir(place.path("lower/dir")).unwrap();
-    fs::write(place.path("lower/dir/file"), "text").unwrap();
-    let options = format!("lowerdir={},ro", place.path("lower").display());
-    let mut server = place.dirs("keeper", &options).unwrap();
-    assert_eq!(fs::read(place.mnt("dir/file")).unwrap(), b"text");
-    assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
-    assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
-    let error = fs::write(place.mnt("dir/file"), "new").unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
-    let error = fs::create_dir(place.mnt("new")).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
-    assert_eq!(server.counts(), [0, 0, 0]);
-    let next = place.next_dirs(&options);
-    server.kill();
-    (server, ()) = next.resume_after(|| {
+    remembered(|| {
+        let place = Place::new();
+        fs::create_dir(place.path("lower/dir")).unwrap();
+        fs::write(place.path("lower/dir/file"), "text").unwrap();
+        let options = format!("lowerdir={},ro", place.path("lower").display());
+        let mut server = place.dirs("keeper", &options).unwrap();
         assert_eq!(fs::read(place.mnt("dir/file")).unwrap(), b"text");
         assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
+        let error = fs::write(place.mnt("dir/file"), "new").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        let error = fs::create_dir(place.mnt("new")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        assert_eq!(server.counts(), [0, 0, 0]);
+        let next = place.next_dirs(&options);
+        server.kill();
+        let without;
+        (server, (), without) = next.try_resume_after(|| {
+            assert_eq!(fs::read(place.mnt("dir/file")).unwrap(), b"text");
+            assert_eq!(fs::read_dir(place.mnt("dir")).unwrap().count(), 1);
+        });
+        assert_eq!(server.order("unmount"), "unmounted");
+        without
     });
-    assert_eq!(server.order("unmount"), "unmounted");
 }
