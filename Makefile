@@ -22,6 +22,7 @@ run: setup build images ## build, start a private containerd with Mica, pull, ru
 
 test: setup build images ## every test, with real engines and real mounts
 	$(cargo) test $(flags) --no-run
+	@sync # what compiling has left to be written would slow the first tests down
 	scripts/contained env $(rocksdb-env) cargo test $(flags) --no-fail-fast
 	scripts/contained scripts/conformance --quick
 

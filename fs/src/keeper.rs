@@ -31,8 +31,8 @@ pub use attach::Attach;
 pub use serve::serve;
 pub use wire::Init;
 
-/// How long a new keeper may take until it answers.
-const START: Duration = Duration::from_secs(10);
+/// How long a new keeper may take until it answers: it is ready at once, but not where the disk is busy.
+const START: Duration = Duration::from_secs(60);
 
 /// Where mounts are made and connections are held.
 pub struct Keeper {
@@ -107,8 +107,13 @@ impl Keeper {
                 return Ok(Keeper::at(socket, None));
             }
             let ended = child.try_wait().ok().flatten();
-            if ended.is_some_and(|status| !status.success()) || Instant::now() > deadline {
-                let reason = format!("{} does not answer at {}", program.display(), socket.display());
+            let failure = match ended {
+                Some(status) if !status.success() => Some(format!("ended with {status}")),
+                _ if Instant::now() > deadline => Some(format!("did not answer for {} seconds", START.as_secs())),
+                _ => None,
+            };
+            if let Some(failure) = failure {
+                let reason = format!("{} for {} {failure}", program.display(), socket.display());
                 return Err(Error::Keeper { reason, errno: Errno::CONNREFUSED });
             }
             std::thread::sleep(Duration::from_millis(2));

@@ -20,6 +20,7 @@ mod security;
 mod takeover;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mica_fs::keeper::Keeper;
@@ -111,6 +112,26 @@ fn what_can_not_be_mounted_is_refused_by_name_and_nothing_is_held() {
         assert!(refused(&place.options("")).starts_with("failed: "));
     }
     assert_eq!(place.keeper().held().unwrap(), []);
+}
+
+/// One that was started for nothing doesn't take the place of the other when that one is stopped.
+#[test]
+fn keeper_that_comes_late_ends() {
+    let place = Place::new();
+    let (slow, never) = (place.path("slow"), place.path("never"));
+    rustix::fs::mknodat(rustix::fs::CWD, &never, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    fs::write(&slow, format!("#!/bin/sh\n: > {0}.started\nread go < {1}\n", slow.display(), never.display())).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o700)).unwrap();
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| Keeper::connect_or_start(&place.path("keeper"), &slow).unwrap());
+        while !place.path("slow.started").exists() {
+            std::thread::yield_now();
+        }
+        place.keeper();
+        // Waits for the process that it has started, if that is the one that serves.
+        late.join().unwrap().stop().unwrap();
+    });
+    assert!(Keeper::connect(&place.path("keeper")).is_err());
 }
 
 #[test]

@@ -158,7 +158,7 @@ impl Next {
                 let _ = done.send(());
                 result
             });
-            let without = ended.recv_timeout(Duration::from_secs(10)).is_ok();
+            let without = ended.recv_timeout(Duration::from_secs(20)).is_ok();
             let server = self.resume();
             (server, access.join().unwrap(), without)
         })
@@ -183,7 +183,7 @@ impl Server {
     pub fn order(&mut self, order: &str) -> String {
         // A process that another test starts at this moment has all files of this one open until it runs its own
         // program, so that a mount may be in use for a moment without anybody's doing.
-        let patience = Instant::now() + Duration::from_secs(2);
+        let patience = Instant::now() + Duration::from_secs(60);
         loop {
             writeln!(self.input, "{order}").unwrap();
             let answer = self.line();
