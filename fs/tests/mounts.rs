@@ -72,7 +72,7 @@ fn a_mount_in_use_is_busy_unless_unmounted_lazily() {
     let place = Place::new();
     let mut server = place.mount("");
     let file = fs::File::create(place.mnt("used")).unwrap();
-    assert!(server.order("unmount").starts_with("failed"));
+    assert!(server.answer("unmount").starts_with("failed"));
     assert_eq!(server.order("lazy"), "unmounted");
     assert!(!is_mounted(&place.path("mnt")));
     // Who uses it goes on, and who comes later to serve it could.

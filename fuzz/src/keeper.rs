@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
 use mica_fs::keeper::{Keeper, serve};
 use rustix::net::{
@@ -16,15 +16,21 @@ use rustix::net::{
 /// Packets of one input.
 const PACKETS: usize = 16;
 
+/// A folder with a keeper; both end with the thread that has made them.
 struct Place {
-    folder: Arc<tempfile::TempDir>,
+    folder: tempfile::TempDir,
     /// Accepts the clients that are answered by inputs.
     impostor: OwnedFd,
+    keeper: Option<JoinHandle<()>>,
 }
 
+thread_local!(static PLACE: Place = Place::new());
+
 pub fn run(data: &[u8]) {
-    static PLACE: OnceLock<Place> = OnceLock::new();
-    let place = PLACE.get_or_init(Place::new);
+    PLACE.with(|place| run_in(place, data));
+}
+
+fn run_in(place: &Place, data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let packets: Vec<&[u8]> =
         rest.split(|byte| *byte == b'\n').filter(|packet| !packet.is_empty()).take(PACKETS).collect();
@@ -33,19 +39,19 @@ pub fn run(data: &[u8]) {
 
 impl Place {
     fn new() -> Place {
-        let folder = Arc::new(tempfile::tempdir().expect("a directory"));
+        let folder = tempfile::tempdir().expect("a directory");
         let impostor = socket();
         bind(&impostor, &address(&folder.path().join("impostor"))).expect("bind");
         listen(&impostor, 4).expect("listen");
         let real = folder.path().join("keeper");
-        std::thread::spawn({
-            let (real, folder) = (real.clone(), Arc::clone(&folder));
-            move || (serve(&real).expect("the keeper serves"), folder)
+        let keeper = std::thread::spawn({
+            let real = real.clone();
+            move || serve(&real).expect("the keeper serves")
         });
         while Keeper::connect(&real).is_err() {
             std::thread::yield_now();
         }
-        Place { folder, impostor }
+        Place { folder, impostor, keeper: Some(keeper) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -87,6 +93,13 @@ impl Place {
                 Err(error) => assert!(!error.to_string().is_empty()),
             }
         });
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        Keeper::connect(&self.path("keeper")).and_then(|keeper| keeper.stop()).expect("the keeper ends");
+        self.keeper.take().map(JoinHandle::join).expect("there is one").expect("the keeper does not panic");
     }
 }
 

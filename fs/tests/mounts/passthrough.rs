@@ -184,7 +184,7 @@ fn a_server_without_privilege_serves_the_bytes_itself() {
     assert_eq!(server.counts(), [1, 0, 0]);
     drop(file);
     assert_eq!(fs::read(place.mnt("below")).unwrap(), b"below and above");
-    assert!(server.order("unmount").contains("can't unmount"));
+    assert!(server.answer("unmount").contains("can't unmount"));
 }
 
 #[test]
