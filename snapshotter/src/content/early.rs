@@ -7,6 +7,7 @@
 //! Nothing depends on it: whatever goes wrong here is tried again when the layer is applied, and told then.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -150,7 +151,12 @@ impl Shared {
         while let Some((caller, layer)) = state.queue.pop_front().filter(|_| !self.interest.is_over()) {
             state.layers.insert(layer.blob, Progress::Running);
             drop(state);
-            let progress = self.take_in(caller, &layer);
+            // Whoever applies the layer waits for this thread, which therefore has to come back.
+            let taken_in = catch_unwind(AssertUnwindSafe(|| self.take_in(caller, &layer)));
+            let progress = taken_in.unwrap_or_else(|_| {
+                tracing::error!(blob = %layer.blob, "taking a layer in early panicked");
+                Some(Progress::Bad(Instant::now()))
+            });
             state = self.state.lock();
             match progress {
                 Some(progress) => state.layers.insert(layer.blob, progress),
