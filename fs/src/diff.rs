@@ -195,10 +195,6 @@ impl Diff<'_> {
         let spot = Spot::at(dir, name);
         // What has gone since its directory was read, or has become a whiteout, is not told.
         let Some(Found::Entry(stat, marks)) = self.upper.format.look(&spot)? else { return Ok(()) };
-        if marks.metacopy {
-            tracing::error!(name = %name.escape_ascii(), "the upper has a file without its contents (metacopy)");
-            return Err(Errno::IO.into());
-        }
         let mut attr = Attr::of_stat(Ino::of_upper(stat.st_ino), &stat).ok_or(Errno::IO)?;
         if name.starts_with(WHITEOUT) {
             self.leave_out("a layer would take its name for a whiteout");
@@ -216,9 +212,7 @@ impl Diff<'_> {
                 self.file(Linked::Upper(stat.st_ino), &attr, &target, &xattrs, None)
             }
             FileKind::Regular => {
-                let file = File::from(spot.open(OFlags::RDONLY)?);
-                attr.size = rustix::fs::fstat(&file)?.st_size as u64;
-                let contents = LowerFile::File { file: Arc::new(file), sealed: false };
+                let contents = self.contents(name, &spot, &marks, &mut attr)?;
                 self.file(Linked::Upper(stat.st_ino), &attr, b"", &xattrs, Some(&contents))
             }
             _ => self.file(Linked::Upper(stat.st_ino), &attr, b"", &xattrs, None),
@@ -235,7 +229,7 @@ impl Diff<'_> {
         };
         let merges = match &marks.redirect {
             _ if marks.opaque => None,
-            Some(place) => Some(self.redirected(place)?).filter(|lower| here != Some(*lower)),
+            Some(place) => Some(self.redirected_dir(place)?).filter(|lower| here != Some(*lower)),
             None => moved
                 .map(|dir| self.lower.lookup(dir, name))
                 .transpose()?
@@ -253,10 +247,30 @@ impl Diff<'_> {
         self.enter(Some(dir), merges, fresh || marks.opaque || merges.is_some())
     }
 
+    /// The contents of an upper file, which may be in the lower, and their size.
+    fn contents(&self, name: &[u8], spot: &Spot, marks: &Marks, attr: &mut Attr) -> Result<LowerFile> {
+        if marks.metacopy && attr.size > 0 {
+            let original = self.redirected(marks.redirect.as_deref().unwrap_or(name))?;
+            let original = original.filter(|original| original.kind == FileKind::Regular && original.size >= attr.size);
+            let original =
+                original.ok_or_else(|| self.refused("its contents are in no file of the lower", Errno::IO))?;
+            return self.lower.open(original.ino);
+        }
+        let file = File::from(spot.open(OFlags::RDONLY)?);
+        attr.size = rustix::fs::fstat(&file)?.st_size as u64;
+        Ok(LowerFile::File { file: Arc::new(file), sealed: false })
+    }
+
     /// The lower directory that a redirect of the directory at the current path names.
-    fn redirected(&self, place: &[u8]) -> Result<Ino> {
-        let found = if place.starts_with(b"/") {
-            self.lower.resolve(place)?
+    fn redirected_dir(&self, place: &[u8]) -> Result<Ino> {
+        let found = self.redirected(place)?.filter(Attr::is_dir).map(|attr| attr.ino);
+        found.ok_or_else(|| self.refused("its redirect leads to no directory of the lower", Errno::IO))
+    }
+
+    /// What a redirect of the entry at the current path names in the lower.
+    fn redirected(&self, place: &[u8]) -> Result<Option<Attr>> {
+        if place.starts_with(b"/") {
+            self.lower.resolve(place)
         } else {
             let parent = if let Some(dir) = self.frames.last().and_then(|frame| frame.moved) {
                 Some(dir)
@@ -264,10 +278,8 @@ impl Diff<'_> {
                 let at = self.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                 self.lower.resolve(&self.path[..at])?.map(|attr| attr.ino)
             };
-            parent.map(|dir| self.lower.lookup(dir, place)).transpose()?.flatten()
-        };
-        let found = found.filter(Attr::is_dir).map(|attr| attr.ino);
-        found.ok_or_else(|| self.refused("its redirect leads to no directory of the lower", Errno::IO))
+            Ok(parent.map(|dir| self.lower.lookup(dir, place)).transpose()?.flatten())
+        }
     }
 
     fn lower_entry(&mut self, ino: Ino) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::lower::{DirsLower, Lower, TreeLower};
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::union::{Below, Union};
-use crate::upper::{Format, Upper};
+use crate::upper::{Format, METACOPY_ABOVE, Upper};
 
 /// The union of plain directories that `options` names. Without an upper it is read-only.
 pub fn union_of_dirs(options: &Options) -> Result<Union> {
@@ -28,6 +28,9 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
                 make(work)?;
             }
             let mut upper = Upper::open(upper, work, format)?.with_owners(options.owners);
+            if options.metacopy {
+                upper = upper.with_metacopy(METACOPY_ABOVE);
+            }
             if options.adopt {
                 upper = upper.adopt()?;
             }
@@ -48,7 +51,7 @@ pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&P
         for dir in [&upper, &work] {
             make(dir)?;
         }
-        Ok(Upper::open(&upper, &work, Format::detect())?.with_fresh_root())
+        Ok(Upper::open(&upper, &work, Format::detect())?.with_fresh_root().with_metacopy(METACOPY_ABOVE))
     });
     Union::new(Below::Ready(lower), upper.transpose()?)
 }

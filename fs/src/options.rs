@@ -31,6 +31,8 @@ pub struct Options {
     pub make_work: bool,
     /// `userxattr`, or its contrary: which extended attributes the layers use. Without, what the process may use.
     pub format: Option<Format>,
+    /// `metacopy`: whether changes of attributes alone leave a file's contents in the lower.
+    pub metacopy: bool,
     /// `xattr_permissions`: where owners and modes are kept.
     pub owners: Owners,
     /// Whether the upper may be one that fuse-overlayfs has written. No option: whoever takes its place says so.
@@ -214,7 +216,10 @@ impl Options {
                 shown.no_acls |= owners != Owners::Disk;
             }),
             "redirect_dir" | "xino" | "index" if matches!(&*text, "on" | "off" | "auto") => Ok(()),
-            "metacopy" if text == "off" => Ok(()),
+            "metacopy" if matches!(&*text, "on" | "off") => {
+                self.metacopy = text == "on";
+                Ok(())
+            }
             "threaded" | "writeback" | "fast_ino" | "fast_ino_check" => switch().map(drop),
             "timeout" => text.parse::<f64>().map(drop).map_err(|_| format!("\"{text}\" is no number of seconds")),
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
@@ -411,6 +416,13 @@ mod tests {
         assert_eq!(shown.ids.users, IdMap::parse("0:1000:1").unwrap());
         assert_eq!(options.mount.labels, [("context".to_owned(), "system_u:object_r:t:s0:c1,c2".to_owned())]);
         assert_eq!(options.lower, layers(["/a", "/b"]));
+    }
+
+    #[test]
+    fn contents_are_left_in_the_lower_if_that_is_asked_for() {
+        assert!(parsed("lowerdir=/a,metacopy=off,metacopy=on").unwrap().metacopy);
+        assert!(!parsed("lowerdir=/a,metacopy=off").unwrap().metacopy && !parsed("lowerdir=/a").unwrap().metacopy);
+        assert!(parsed("lowerdir=/a,metacopy=auto").unwrap_err().to_string().contains("metacopy"));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Union {
         self.upper.is_none()
     }
 
-    /// Whether an inode's contents are still the lower's.
+    /// Whether an inode is still the lower's.
     pub fn is_lower(&self, ino: Ino) -> bool {
         !self.nodes.lock().contains(ino)
     }

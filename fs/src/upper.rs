@@ -8,6 +8,7 @@
 //! ```
 
 mod adopt;
+mod disk;
 pub(crate) mod format;
 mod owned;
 mod spot;
@@ -23,6 +24,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::inode::{Attr, FileKind};
 use crate::owners::Owners;
 pub use format::Format;
 pub(crate) use format::{Found, Mark, Marks};
@@ -31,6 +33,9 @@ pub(crate) use spot::Spot;
 pub(crate) const DIRECTORY: OFlags = OFlags::from_bits_retain(
     OFlags::RDONLY.bits() | OFlags::DIRECTORY.bits() | OFlags::CLOEXEC.bits() | OFlags::NOFOLLOW.bits(),
 );
+
+/// What [`Upper::with_metacopy`] is usually given: contents up to one block are copied as cheaply as they are referred to.
+pub const METACOPY_ABOVE: u64 = 4096;
 
 /// An open upper with its work directory.
 pub struct Upper {
@@ -41,6 +46,10 @@ pub struct Upper {
     pub(crate) format: Format,
     pub(crate) fresh_root: bool,
     pub(crate) owners: Owners,
+    /// Files of more bytes leave their contents in the lower when only their attributes change.
+    pub(crate) metacopy_above: Option<u64>,
+    /// Whether the disk keeps the order of changes over a crash; see `upper/disk.rs`.
+    pub(crate) keeps_order: bool,
     /// The work directory, if another program has used it since Mica has, or none has.
     foreign: Option<OwnedFd>,
     next: AtomicU64,
@@ -94,8 +103,20 @@ impl Upper {
         empty(&tmp)?;
         // Modes come from the union's programs with their own mask applied; this process's must not be as well.
         rustix::process::umask(Mode::empty());
-        let (root, owners, foreign) = (Arc::new(root), Owners::Disk, is_foreign.then_some(work_dir));
-        Ok(Upper { root, tmp, orphans, links, format, fresh_root: false, owners, foreign, next: AtomicU64::new(0) })
+        let keeps_order = disk::keeps_order(&root)?;
+        Ok(Upper {
+            root: Arc::new(root),
+            tmp,
+            orphans,
+            links,
+            format,
+            fresh_root: false,
+            owners: Owners::Disk,
+            metacopy_above: None,
+            keeps_order,
+            foreign: is_foreign.then_some(work_dir),
+            next: AtomicU64::new(0),
+        })
     }
 
     /// Says that the upper's root directory is only a container: until something in it changes, the union's root has
@@ -104,6 +125,18 @@ impl Upper {
     pub fn with_fresh_root(mut self) -> Upper {
         self.fresh_root = true;
         self
+    }
+
+    /// Lets lower files of more than this many bytes leave their contents where they are when only their attributes change.
+    #[must_use]
+    pub fn with_metacopy(mut self, above_bytes: u64) -> Upper {
+        self.metacopy_above = Some(above_bytes);
+        self
+    }
+
+    /// Whether a lower inode may leave its contents where they are.
+    pub(crate) fn leaves_contents(&self, attr: &Attr) -> bool {
+        attr.kind == FileKind::Regular && self.metacopy_above.is_some_and(|above| attr.size > above)
     }
 
     /// The upper's root directory.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mica_fs::lower::DirsLower;
+use mica_fs::upper::METACOPY_ABOVE;
 use mica_fs::{Attr, Below, Caller, Format, Ino, ROOT, SetAttr, Union, Upper};
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -20,7 +21,7 @@ struct Scene {
 fn open(dir: &Path) -> Union {
     let format = Format::detect();
     let lower = DirsLower::open(&[dir.join("lower")], format).unwrap();
-    let upper = Upper::open(&dir.join("upper"), &dir.join("work"), format).unwrap();
+    let upper = Upper::open(&dir.join("upper"), &dir.join("work"), format).unwrap().with_metacopy(METACOPY_ABOVE);
     Union::new(Below::Ready(Arc::new(lower)), Some(upper)).unwrap()
 }
 
@@ -460,5 +461,115 @@ fn directory_whose_redirect_leads_to_one_that_it_lies_in_is_damage() {
             // A daemon that takes over looks through the upper.
             scene.recover().unwrap();
         }
+    }
+}
+
+/// Several blocks, so that they are worth leaving where they are.
+fn large(lower: &Path) {
+    fs::create_dir(lower.join("dir")).unwrap();
+    fs::write(lower.join("dir/large"), vec![b'l'; 40_000]).unwrap();
+    fs::write(lower.join("dir/other"), vec![b'o'; 40_000]).unwrap();
+    fs::hard_link(lower.join("dir/large"), lower.join("second")).unwrap();
+}
+
+impl Scene {
+    fn set(&self, path: &str, set: SetAttr) -> Attr {
+        self.union.setattr(self.ino(path), None, &set).unwrap()
+    }
+
+    /// Whether an upper file has no contents of its own.
+    fn is_empty_above(&self, path: &str) -> bool {
+        fs::metadata(self.upper(path)).unwrap().blocks() <= 8
+    }
+}
+
+#[test]
+fn change_of_attributes_alone_leaves_the_contents_in_the_lower_over_renames_and_links() {
+    let scene = Scene::new(large);
+    let before = scene.find("dir/large").unwrap();
+    let attr = scene.set("dir/large", SetAttr { mode: Some(0o600), uid: Some(7), ..SetAttr::default() });
+    assert_eq!((attr.ino, attr.mode & 0o7777, attr.uid, attr.nlink), (before.ino, 0o600, 7, 2));
+    assert_eq!((attr.size, attr.blocks), (before.size, before.size.div_ceil(512)));
+    scene.union.setxattr(scene.ino("dir/other"), b"user.a", b"b", 0).unwrap();
+    scene.rename("dir", "moved", NONE).unwrap();
+    scene.rename("moved/large", "elsewhere", NONE).unwrap();
+    scene.rename("moved/other", "moved/again", NONE).unwrap();
+    scene.union.link(scene.ino("moved/again"), ROOT, b"link").unwrap();
+    for scene in [scene.again()] {
+        assert_eq!(scene.read("elsewhere"), vec![b'l'; 40_000]);
+        assert_eq!(scene.read("second"), vec![b'l'; 40_000]);
+        assert_eq!(scene.read("link"), vec![b'o'; 40_000]);
+        for path in ["elsewhere", "second", "moved/again", "link"] {
+            assert!(scene.is_empty_above(path), "{path}");
+        }
+        let times = |attr: &Attr| (attr.mtime, attr.ino, attr.size, attr.nlink, attr.uid);
+        let shown = scene.find("second").unwrap();
+        let writer = scene.union.open(shown.ino, OFlags::WRONLY).unwrap();
+        assert_eq!(times(&scene.find("elsewhere").unwrap()), times(&shown));
+        scene.union.write(writer, 39_999, b"!?").unwrap();
+        scene.union.release(writer);
+        assert!(!scene.is_empty_above("elsewhere"));
+        assert_eq!(scene.read("elsewhere"), [&vec![b'l'; 39_999][..], b"!?"].concat());
+        assert_eq!(fs::read(scene.upper("second")).unwrap(), scene.read("second"));
+    }
+}
+
+#[test]
+fn reader_of_contents_in_the_lower_reads_what_is_written_to_the_copy() {
+    let scene = Scene::new(large);
+    let ino = scene.ino("dir/large");
+    let early = scene.union.open(ino, OFlags::RDONLY).unwrap();
+    scene.set("dir/large", SetAttr { mode: Some(0o600), ..SetAttr::default() });
+    let late = scene.union.open(ino, OFlags::RDONLY).unwrap();
+    scene.union.fsync(late, false).unwrap();
+    assert!(scene.is_empty_above("dir/large"));
+    let writer = scene.union.open(ino, OFlags::RDWR).unwrap();
+    scene.union.write(writer, 1, b"WRITTEN").unwrap();
+    for reader in [early, late] {
+        let mut start = [0; 9];
+        assert_eq!(scene.union.read(reader, 0, &mut start).unwrap(), 9);
+        assert_eq!(&start, b"lWRITTENl");
+    }
+}
+
+#[test]
+fn truncation_of_a_file_whose_contents_are_in_the_lower_copies_what_is_left() {
+    let scene = Scene::new(large);
+    for path in ["dir/large", "dir/other"] {
+        scene.set(path, SetAttr { mode: Some(0o600), ..SetAttr::default() });
+    }
+    scene.set("dir/large", SetAttr { size: Some(3), ..SetAttr::default() });
+    let fh = scene.union.open(scene.ino("dir/other"), OFlags::RDONLY | OFlags::TRUNC).unwrap();
+    scene.union.release(fh);
+    let scene = scene.again();
+    assert_eq!(scene.read("dir/large"), b"lll");
+    assert_eq!(scene.read("second"), b"lll");
+    assert_eq!(scene.read("dir/other"), b"");
+    assert_eq!(fs::read(scene.upper("dir/other")).unwrap(), b"");
+}
+
+#[test]
+fn file_whose_contents_are_in_the_lower_is_deleted_while_open_and_goes_on_with_the_next_process() {
+    let scene = Scene::new(large);
+    let (ino, unnamed) = (scene.ino("dir/other"), scene.ino("dir/large"));
+    scene.set("dir/other", SetAttr { mode: Some(0o600), ..SetAttr::default() });
+    scene.union.open(ino, OFlags::RDONLY).unwrap();
+    scene.union.open(unnamed, OFlags::RDONLY).unwrap();
+    scene.unlink("dir/other").unwrap();
+    scene.unlink("second").unwrap();
+    scene.unlink("dir/large").unwrap();
+    // Copied up without a name.
+    scene.union.setattr(unnamed, None, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    let scene = scene.again();
+    scene.union.recover().unwrap();
+    for (ino, byte) in [(ino, b'o'), (unnamed, b'l')] {
+        let fh = scene.union.open(ino, OFlags::RDONLY).unwrap();
+        let mut bytes = vec![0; 50_000];
+        assert_eq!(scene.union.read(fh, 0, &mut bytes).unwrap(), 40_000);
+        assert!(bytes[..40_000].iter().all(|&read| read == byte));
+        let writer = scene.union.open(ino, OFlags::RDWR).unwrap();
+        scene.union.write(writer, 40_000, b"x").unwrap();
+        assert_eq!(scene.union.read(fh, 39_999, &mut bytes).unwrap(), 2);
+        assert_eq!(bytes[..2], [byte, b'x']);
     }
 }

@@ -267,3 +267,20 @@ fn two_runs_give_the_same_bytes_which_gnu_tar_reads() {
     assert!(output.status.success());
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 5);
 }
+
+#[test]
+fn contents_that_are_in_the_lower_are_told() {
+    let place = Place::new();
+    place.file("lower/dir/by-name", "one").file("lower/dir/by-path", "two").file("lower/dir/beside", "three");
+    let above = ["upper/dir/by-name", "upper/far", "upper/moved/next"];
+    for (path, size) in above.into_iter().zip(["123", "123", "12345"]) {
+        place.file(path, size).xattr(path, "trusted.overlay.metacopy", "");
+    }
+    place.xattr("upper/far", "trusted.overlay.redirect", "/dir/by-path");
+    place.xattr("upper/moved", "trusted.overlay.redirect", "/dir");
+    place.xattr("upper/moved/next", "trusted.overlay.redirect", "beside").whiteout("upper/moved/beside");
+    place.whiteout("upper/moved/by-name").whiteout("upper/moved/by-path");
+    assert_eq!(place.told(), ["dir/", "dir/by-name: one", "far: two", "moved/", "moved/next: three"]);
+    place.file("upper/lost", "1234").xattr("upper/lost", "trusted.overlay.metacopy", "");
+    assert_eq!(place.write().unwrap_err().errno(), Errno::IO);
+}

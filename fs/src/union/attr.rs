@@ -74,6 +74,10 @@ impl Union {
 
     fn attr_of_stat(&self, ino: Ino, stat: &Stat, marks: Option<&Marks>, spot: &Spot) -> Result<Attr> {
         let mut attr = Attr::of_stat(ino, stat).ok_or(Errno::IO)?;
+        if attr.kind == FileKind::Regular && self.may_be_partial(ino, marks) {
+            // Its holes are contents of the lower, and programs that look for holes by this must not see some.
+            attr.blocks = attr.blocks.max(attr.size.div_ceil(512));
+        }
         if attr.kind == FileKind::Regular && attr.size == 0 {
             let is_device = match marks {
                 Some(marks) => marks.device,
@@ -133,10 +137,14 @@ impl Union {
     /// Changes attributes and returns them all.
     pub fn setattr(&self, ino: Ino, fh: Option<Fh>, set: &SetAttr) -> Result<Attr> {
         self.upper()?;
-        let keep = if set.size == Some(0) { Keep::Nothing } else { Keep::Contents };
+        let keep = match set.size {
+            Some(0) => Keep::Nothing,
+            Some(_) => Keep::Contents,
+            None => Keep::Attributes,
+        };
         self.copy_up(ino, keep)?;
         if set.size.is_some() {
-            self.complete(ino)?;
+            self.complete(ino, keep)?;
         }
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;

@@ -1,7 +1,7 @@
 //! Copy-up: making an upper inode of a lower one.
 //!
 //! What is made is made in the work directory, whole, and then renamed to its name: a crash leaves the old file or the new
-//! one. The contents are synced before. A lower file of several names gets all of them, one after the other; until the
+//! one. The contents are synced before, or stay in the lower if only attributes or names change; see `union/complete.rs`. A lower file of several names gets all of them, one after the other; until the
 //! last is there, `links/<number>` in the work directory says that some are missing, and the next start makes them.
 
 use std::fs::File;
@@ -26,6 +26,8 @@ pub(super) enum Keep {
     Contents,
     /// None: they are about to be cut off.
     Nothing,
+    /// None if the upper may have files whose contents are in the lower, else all: attributes or names are about to change.
+    Attributes,
 }
 
 /// Bytes copied at a time.
@@ -41,6 +43,10 @@ impl Union {
             return Ok(());
         }
         let attr = self.lower()?.attr(ino)?;
+        let keep = match keep {
+            Keep::Attributes if !self.upper()?.leaves_contents(&attr) => Keep::Contents,
+            keep => keep,
+        };
         if keep == Keep::Contents {
             self.lower()?.prepare(ino)?;
         }
@@ -64,12 +70,12 @@ impl Union {
         }
         let upper = self.upper()?;
         let made = upper.temporary();
-        let placed = self.build(upper, ino, attr, &made, Keep::Contents).and_then(|()| {
+        let placed = self.build(upper, ino, attr, &made, Keep::Contents).and_then(|_| {
             let _names = self.names.write();
             self.require_lower(parent, &name, ino)?;
             self.place(upper, &made, parent, &name)?;
             let host = made_stat(self, parent, &name)?;
-            self.enter_copied(ino, vec![(parent, name.clone())], host, Some(ino));
+            self.enter_copied(ino, Node::named(parent, &name, host, Some(ino)));
             Ok(())
         });
         if placed.is_err() {
@@ -94,9 +100,9 @@ impl Union {
         }
         let upper = self.upper()?;
         let made = upper.temporary();
-        let placed = self.build(upper, ino, attr, &made, keep).and_then(|()| {
+        let placed = self.build(upper, ino, attr, &made, keep).and_then(|partial| {
             let _names = self.names.write();
-            self.place_file(upper, ino, &made, names)
+            self.place_file(upper, ino, &made, names, partial)
         });
         if placed.is_err() {
             discard(&made);
@@ -120,7 +126,7 @@ impl Union {
     }
 
     /// Gives a finished copy the names that its lower inode has now; without any it becomes an orphan.
-    fn place_file(&self, upper: &Upper, ino: Ino, made: &Spot, names: Vec<Name>) -> Result<()> {
+    fn place_file(&self, upper: &Upper, ino: Ino, made: &Spot, names: Vec<Name>, partial: bool) -> Result<()> {
         let host = made.stat()?.st_ino;
         let mut seen = Vec::new();
         if !self.removed.lock().contains(&ino) {
@@ -134,7 +140,7 @@ impl Union {
             let name = orphan_name(ino);
             let place = Spot::at(&upper.orphans, &name);
             Upper::rename(made, &place, RenameFlags::empty())?;
-            let node = Node::new(Place::Orphan(place.hold()?, name), host, None);
+            let node = Node { partial, ..Node::new(Place::Orphan(place.hold()?, name), host, None) };
             self.nodes.lock().enter(ino, node).keep = false;
             self.removed.lock().remove(&ino);
             return Ok(());
@@ -152,7 +158,7 @@ impl Union {
         if !others.is_empty() {
             Upper::discard(&intent)?;
         }
-        self.enter_copied(ino, seen, host, None);
+        self.enter_copied(ino, Node { partial, ..Node::new(Place::Named(seen), host, None) });
         Ok(())
     }
 
@@ -165,10 +171,8 @@ impl Union {
         self.mark_impure(upper, parent)
     }
 
-    fn enter_copied(&self, ino: Ino, names: Vec<Name>, host: u64, lower: Option<Ino>) {
-        let mut node = Node::new(Place::Named(names), host, lower);
-        node.keep = true;
-        self.nodes.lock().enter(ino, node);
+    fn enter_copied(&self, ino: Ino, node: Node) {
+        self.nodes.lock().enter(ino, Node { keep: true, ..node });
     }
 
     /// Renames what was made to its name. The directory's times are those it had: copying up is no change.
@@ -202,18 +206,19 @@ impl Union {
         }
     }
 
-    /// Makes the copy, whole, at a place in the work directory.
-    fn build(&self, upper: &Upper, ino: Ino, attr: &Attr, made: &Spot, keep: Keep) -> Result<()> {
+    /// Makes the copy, whole, at a place in the work directory. True if its contents stay in the lower.
+    fn build(&self, upper: &Upper, ino: Ino, attr: &Attr, made: &Spot, keep: Keep) -> Result<bool> {
         let Spot::At(dir, name) = made else { return Err(Errno::INVAL.into()) };
         let lower = self.lower()?;
-        let mut file = None;
+        let (mut file, mut partial) = (None, false);
         match attr.kind {
             FileKind::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU)?,
             FileKind::Symlink => rustix::fs::symlinkat(lower.link_target(ino)?, dir, name)?,
             FileKind::Regular => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let new = File::from(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
-                if keep == Keep::Contents && attr.size > 0 {
+                partial = keep == Keep::Attributes && self.refer(upper, ino, attr.size, made, &new)?;
+                if !partial && keep != Keep::Nothing && attr.size > 0 {
                     copy_contents(&lower.open(ino)?, attr.size, &new)?;
                 }
                 file = Some(new);
@@ -234,10 +239,14 @@ impl Union {
             }
         }
         self.dress(upper, ino, attr, made)?;
-        if let Some(file) = file {
-            rustix::fs::fdatasync(&file)?;
+        match file {
+            // Attributes alone, of which a disk that keeps the order shows all or none.
+            Some(_) if partial && upper.keeps_order => {}
+            Some(file) if partial => rustix::fs::fsync(&file)?,
+            Some(file) => rustix::fs::fdatasync(&file)?,
+            None => {}
         }
-        Ok(())
+        Ok(partial)
     }
 
     /// Gives a copy its original's owner, attributes, mode and times.

@@ -17,8 +17,8 @@ impl Union {
         self.upper()?;
         valid_name(name)?;
         self.copy_up_parent(parent)?;
-        self.copy_up(ino, Keep::Contents)?;
-        self.complete(ino)?;
+        self.copy_up(ino, Keep::Attributes)?;
+        self.anchor(ino)?;
         let _names = self.names.write();
         let upper = self.upper()?;
         let dir = self.upper_dir(parent)?.ok_or(Error::Stale { ino: parent })?;

@@ -41,7 +41,7 @@ pub enum BackingPlace {
     },
 }
 
-/// The contents of an open inode; all its handles share them and follow it to the upper.
+/// The contents of an open inode; all its handles share them and follow them to the upper.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     ino: Ino,
@@ -86,9 +86,10 @@ impl Union {
         let truncate = flags.contains(OFlags::TRUNC);
         if truncate || flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
             self.upper()?;
-            self.copy_up(ino, if truncate { Keep::Nothing } else { Keep::Contents })?;
+            let keep = if truncate { Keep::Nothing } else { Keep::Contents };
+            self.copy_up(ino, keep)?;
+            self.complete(ino, keep)?;
         }
-        self.complete(ino)?;
         let file = self.open_inode(ino)?;
         let fh = self.insert(Handle::File(Arc::clone(&file)));
         if truncate && let Contents::Upper(file) = &*file.contents.read() {
@@ -115,8 +116,8 @@ impl Union {
             *count += 1;
             return Ok(Arc::clone(open));
         }
-        if self.is_lower(ino) {
-            self.lower()?.prepare(ino)?;
+        if let Some(original) = self.original_of(ino)? {
+            self.lower()?.prepare(original)?;
         }
         let contents = RwLock::new(self.contents(ino)?);
         let open = {
@@ -127,7 +128,7 @@ impl Union {
         };
         // A copy-up that ended in between found no open inode to tell; one that ends from now on does.
         let is_lower = matches!(*open.contents.read(), Contents::Lower(_));
-        if is_lower && !self.is_lower(ino) {
+        if is_lower && !self.has_contents_below(ino) {
             self.follow_copy_up(ino).inspect_err(|_| self.close(ino))?;
         }
         Ok(open)
@@ -136,6 +137,10 @@ impl Union {
     fn contents(&self, ino: Ino) -> Result<Contents> {
         let _names = self.names.read();
         let Some(spot) = self.locate(ino)? else { return Ok(Contents::Lower(self.lower()?.open(ino)?)) };
+        if let Some(original) = self.original_at(ino, &spot)? {
+            // Of the lower's own size, so that nothing is to be cut off.
+            return Ok(Contents::Lower(self.lower()?.open(original)?));
+        }
         let file = match spot.open(OFlags::RDWR) {
             // Immutable and append-only files, read-only disks: readable all the same.
             Err(Errno::PERM | Errno::ACCESS | Errno::ROFS | Errno::TXTBSY) => spot.open(OFlags::RDONLY)?,
@@ -158,6 +163,15 @@ impl Union {
 
     pub(super) fn is_open(&self, ino: Ino) -> bool {
         self.opens.lock().0.contains_key(&ino)
+    }
+
+    /// Makes attributes durable of what has its contents in the lower.
+    fn fsync_attributes(&self, ino: Ino) -> Result<()> {
+        let _names = self.names.read();
+        match self.locate(ino)? {
+            Some(spot) => Ok(rustix::fs::fsync(spot.open(OFlags::RDONLY)?)?),
+            None => Ok(()),
+        }
     }
 
     fn insert(&self, handle: Handle) -> Fh {
@@ -259,7 +273,7 @@ impl Union {
     /// Makes a file's contents (and attributes, unless `data_only`) durable.
     pub fn fsync(&self, fh: Fh, data_only: bool) -> Result<()> {
         match self.contents_of(fh)? {
-            Contents::Lower(_) => Ok(()),
+            Contents::Lower(_) => self.fsync_attributes(self.file(fh)?.ino),
             Contents::Upper(file) if data_only => Ok(rustix::fs::fdatasync(&*file)?),
             Contents::Upper(file) => Ok(rustix::fs::fsync(&*file)?),
         }
@@ -282,7 +296,7 @@ impl Union {
         match self.contents_of(fh)? {
             Contents::Upper(file) | Contents::Lower(LowerFile::File { file, .. }) => Ok(rustix::fs::seek(&*file, to)?),
             Contents::Lower(LowerFile::Inline { .. }) => {
-                let size = self.lower()?.attr(self.file(fh)?.ino)?.size;
+                let size = self.getattr(self.file(fh)?.ino, None)?.size;
                 match whence {
                     _ if at >= size => Err(Errno::NXIO.into()),
                     libc::SEEK_HOLE => Ok(size),
@@ -317,7 +331,9 @@ impl Union {
         match contents {
             Contents::Upper(file) => Ok(Some(Backing { file, place: BackingPlace::Upper, program: false })),
             Contents::Lower(LowerFile::File { file, sealed }) => {
-                let program = self.lower()?.attr(open.ino)?.mode & 0o111 != 0 || is_elf(&file)?;
+                let attr =
+                    if self.is_lower(open.ino) { self.lower()?.attr(open.ino) } else { self.getattr(open.ino, None) };
+                let program = attr?.mode & 0o111 != 0 || is_elf(&file)?;
                 Ok(Some(Backing { file, place: BackingPlace::Lower { sealed }, program }))
             }
             Contents::Lower(LowerFile::Inline { .. }) => Ok(None),

@@ -29,9 +29,11 @@ impl Union {
         let _names = self.names.write();
         for (name, _, _) in read_dir(upper.orphans.as_fd())? {
             let Some(ino) = orphan_number(&name) else { continue };
-            let fd = Spot::at(&upper.orphans, &name).hold()?;
+            let spot = Spot::at(&upper.orphans, &name);
+            let (fd, partial) = (spot.hold()?, upper.format.marks(&spot)?.metacopy);
             let host = rustix::fs::fstat(&fd)?.st_ino;
-            self.nodes.lock().enter(ino, Node::new(Place::Orphan(fd, name), host, None)).lookups = 1;
+            let node = Node { partial, ..Node::new(Place::Orphan(fd, name), host, None) };
+            self.nodes.lock().enter(ino, node).lookups = 1;
         }
         let (mut dirs, mut entered) = (vec![ROOT], HashSet::from([ROOT]));
         while let Some(dir) = dirs.pop() {

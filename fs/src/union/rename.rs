@@ -62,8 +62,8 @@ impl Union {
         };
         match seen {
             Seen::Nothing | Seen::Whiteout => Err(Errno::NOENT.into()),
-            Seen::Lower(attr) => self.copy_up(attr.ino, Keep::Contents),
-            Seen::Upper(_) => self.complete_name(at.dir, at.name),
+            Seen::Lower(attr) => self.copy_up(attr.ino, Keep::Attributes),
+            Seen::Upper(entry) => self.anchor_name(at.dir, at.name, &entry),
         }
     }
 
@@ -164,18 +164,7 @@ impl Union {
         if source.is_dir() {
             self.require_outside(source.ino, to.dir)?;
             match source.merges {
-                Some(lower) => {
-                    let mut path = Vec::new();
-                    for name in self.lower()?.path_of(lower)? {
-                        path.push(b'/');
-                        path.extend_from_slice(&name);
-                    }
-                    upper.format.set(&source.spot, Mark::Redirect, &path).map_err(|errno| match errno {
-                        // More than an attribute of this disk holds: the program has to copy, as between disks.
-                        Errno::NOSPC | Errno::TOOBIG | Errno::RANGE if path.len() >= 1024 => Errno::XDEV,
-                        errno => errno,
-                    })?;
-                }
+                Some(lower) => self.set_redirect(upper, &source.spot, lower)?,
                 None if !source.marks.opaque && self.see_lower(to.dir, to.name)?.is_some_and(|attr| attr.is_dir()) => {
                     upper.format.set(&source.spot, Mark::Opaque, b"y")?;
                 }

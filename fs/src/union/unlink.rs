@@ -58,7 +58,8 @@ impl Union {
             self.see(parent, name)?
         };
         match seen {
-            Seen::Lower(attr) if !attr.is_dir() && attr.nlink > 1 => self.copy_up(attr.ino, Keep::Contents),
+            Seen::Lower(attr) if !attr.is_dir() && attr.nlink > 1 => self.copy_up(attr.ino, Keep::Attributes),
+            Seen::Upper(entry) => self.anchor_name(parent, name, &entry),
             _ => Ok(()),
         }
     }

@@ -39,7 +39,7 @@ impl Union {
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         self.upper()?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
-        self.copy_up(ino, Keep::Contents)?;
+        self.copy_up(ino, Keep::Attributes)?;
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
         Ok(spot.set_xattr(&self.upper()?.stored_name(name)?, value, flags)?)
@@ -52,7 +52,7 @@ impl Union {
             // Nothing is copied up to learn that there is nothing to remove.
             self.getxattr(ino, name)?;
         }
-        self.copy_up(ino, Keep::Contents)?;
+        self.copy_up(ino, Keep::Attributes)?;
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
         Ok(spot.remove_xattr(&self.upper()?.stored_name(name)?)?)

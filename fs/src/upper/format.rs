@@ -39,7 +39,7 @@ pub(crate) struct Marks {
     pub(crate) redirect: Option<Vec<u8>>,
     pub(crate) origin: Option<Ino>,
     pub(crate) device: bool,
-    /// The contents are in the lower (kernel overlayfs with `metacopy=on`).
+    /// The contents are in the lower; see `union/complete.rs`.
     pub(crate) metacopy: bool,
 }
 

@@ -29,6 +29,8 @@ pub enum Layers {
 pub struct Direct {
     dir: TempDir,
     format: Format,
+    /// Whether changes of attributes leave contents in the lower.
+    metacopy: bool,
     layers: Layers,
     generation: usize,
     union: Option<Union>,
@@ -89,7 +91,15 @@ impl Direct {
     fn new(dir: TempDir, format: Format, layers: Layers) -> Direct {
         let (lookups, held) = (HashMap::new(), Vec::new());
         let named = HashSet::new();
-        let mut direct = Direct { dir, format, layers, generation: 0, union: None, lookups, held, named, shows: 0 };
+        let mut direct =
+            Direct { dir, format, metacopy: true, layers, generation: 0, union: None, lookups, held, named, shows: 0 };
+        direct.begin();
+        direct
+    }
+
+    /// Copies whole files, always.
+    pub fn without_metacopy(self) -> Direct {
+        let mut direct = Direct { metacopy: false, ..self };
         direct.begin();
         direct
     }
@@ -116,7 +126,8 @@ impl Direct {
         for dir in [&upper, &work] {
             fs::create_dir_all(dir).unwrap();
         }
-        Upper::open(&upper, &work, self.format).unwrap().with_fresh_root()
+        let upper = Upper::open(&upper, &work, self.format).unwrap().with_fresh_root();
+        if self.metacopy { upper.with_metacopy(0) } else { upper }
     }
 
     fn begin(&mut self) {

@@ -49,6 +49,14 @@ fn union_over_directories_is_the_model() {
 }
 
 #[test]
+fn union_over_directories_that_copies_whole_files_is_the_model() {
+    proptest!(config(), |(below in steps(40), above in steps(60))| {
+        let (dir, model) = base(&below);
+        World::new(Direct::over_dirs(dir, Format::detect()).without_metacopy(), model).run(&above);
+    });
+}
+
+#[test]
 fn union_over_trees_is_the_model() {
     let _store = direct::shared();
     proptest!(config(), |(below in steps(40), above in steps(60))| {

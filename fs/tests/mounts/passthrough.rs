@@ -221,3 +221,51 @@ fn store(file: &File) {
         libc::munmap(at, 4096);
     }
 }
+
+#[test]
+fn program_whose_attributes_change_is_passed_through_from_the_image_until_it_is_written_to() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let (program, _) = image(&place);
+    let mut server = place.image("").unwrap();
+    if !passes_through(&mut server, &place) {
+        return;
+    }
+    let early = File::open(place.mnt("program")).unwrap();
+    std::os::unix::fs::chown(place.mnt("program"), Some(7), Some(8)).unwrap();
+    fs::set_permissions(place.mnt("program"), fs::Permissions::from_mode(0o700)).unwrap();
+    let late = File::open(place.mnt("program")).unwrap();
+    assert_eq!(server.counts(), [2, 0, 1]);
+    let next = place.next_image();
+    server.kill();
+    server = next.resume();
+    let again = File::open(place.mnt("program")).unwrap();
+    for file in [&early, &late, &again] {
+        let mut bytes = vec![0; program.len()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == program);
+    }
+    let metadata = again.metadata().unwrap();
+    assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (7, 8, 0o700));
+    assert_eq!((metadata.len(), metadata.blocks()), (program.len() as u64, program.len().div_ceil(512) as u64));
+    assert!(fs::metadata(place.path("changes/upper/program")).unwrap().blocks() <= 8);
+    let busy = OpenOptions::new().write(true).open(place.mnt("program"));
+    assert_eq!(busy.unwrap_err().raw_os_error(), Some(libc::ETXTBSY));
+    drop((early, late, again));
+    // A process that another test starts has this one's files open for a moment.
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let writer = loop {
+        match OpenOptions::new().write(true).open(place.mnt("program")) {
+            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => assert!(patience.elapsed().is_zero()),
+            opened => break opened.unwrap(),
+        }
+    };
+    writer.write_all_at(b"changed", 1).unwrap();
+    drop(writer);
+    let expected = [&program[..1], b"changed", &program[8..]].concat();
+    assert!(fs::read(place.mnt("program")).unwrap() == expected);
+    assert!(fs::read(place.path("changes/upper/program")).unwrap() == expected);
+    assert_eq!(server.order("unmount"), "unmounted");
+}

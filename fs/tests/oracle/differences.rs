@@ -245,3 +245,24 @@ fn files_that_the_kernel_left_without_contents_have_them_in_mica_and_then_in_the
         assert_eq!((&again.0, again.1, again.2), (&expected.0, expected.1, expected.2), "{path:?}");
     }
 }
+
+/// What the kernel would show as zeros if it believed the upper file, it refuses unless it is told to look for contents
+/// in the lower.
+#[test]
+fn contents_that_mica_left_in_the_lower_are_found_by_a_kernel_that_may_and_refused_by_one_that_may_not() {
+    if !may_mount() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("base")).unwrap();
+    one_file(&dir.path().join("base"));
+    let mica = Mica::with(Place::new(dir), true);
+    std::os::unix::fs::chown(mica.root().join("f"), Some(77), None).unwrap();
+    fs::rename(mica.root().join("f"), mica.root().join("g")).unwrap();
+    let kernel = Kernel::with(mica.end(), "metacopy=off,");
+    assert_eq!(fs::read(kernel.root().join("g")).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    let kernel = Kernel::with(kernel.end(), "metacopy=on,");
+    assert_eq!(fs::read(kernel.root().join("g")).unwrap(), vec![b'a'; 8192]);
+    assert_eq!(fs::metadata(kernel.root().join("g")).unwrap().uid(), 77);
+    kernel.end();
+}

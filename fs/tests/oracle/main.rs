@@ -107,6 +107,21 @@ proptest! {
     }
 
     #[test]
+    fn kernel_reads_what_mica_left_in_the_lower(below in steps(30), above in steps(40)) {
+        if may_mount() {
+            let (place, model) = place(&below, PLAIN);
+            let mica = Posix::new(Alike(Mica::with(place, true)));
+            let mut world = World::new(mica, model);
+            world.run(&above);
+            let (mica, model) = world.end();
+            let kernel = Kernel::with(mica.mount.0.end(), "metacopy=on,");
+            let mut world = World::new(Posix::new(kernel), model).without_numbers();
+            world.run(&[]);
+            world.subject.mount.end();
+        }
+    }
+
+    #[test]
     fn mica_reads_what_the_kernel_wrote(below in steps(30), above in steps(40)) {
         if may_mount() {
             let (place, model) = place(&without_links(&below), PLAIN);

@@ -179,11 +179,17 @@ pub struct Mica {
     place: Option<Place>,
     keeper: Keeper,
     session: Option<Session>,
+    metacopy: bool,
 }
 
 impl Mica {
     pub fn new(place: Place) -> Mica {
-        let mut mica = Mica { place: Some(place), keeper: Keeper::in_process(), session: None };
+        Mica::with(place, false)
+    }
+
+    /// With contents left in the lower where only attributes change, or without.
+    pub fn with(place: Place, metacopy: bool) -> Mica {
+        let mut mica = Mica { place: Some(place), keeper: Keeper::in_process(), session: None, metacopy };
         mica.begin();
         mica
     }
@@ -199,6 +205,7 @@ impl Mica {
         let layers: Vec<_> = place.layers.iter().rev().collect();
         let lower = DirsLower::open(&layers, Format::Trusted).unwrap();
         let upper = Upper::open(&place.upper(), &place.work(), Format::Trusted).unwrap();
+        let upper = if self.metacopy { upper.with_metacopy(0) } else { upper };
         let union = Arc::new(Union::new(Below::Ready(Arc::new(lower)), Some(upper)).unwrap());
         let options = MountOptions { threads: 2, ..MountOptions::default() };
         self.session = Some(Session::mount(&self.keeper, &id, &place.root(), union, &options).unwrap());
