@@ -73,6 +73,7 @@ fn read_init(device: &OwnedFd) -> Result<Vec<u8>> {
 
 /// Plays INIT to `fuser` and listens to its answer.
 fn play(adapter: Adapter, request: &[u8], threads: usize) -> Result<(fuser::Session<Adapter>, Vec<u8>)> {
+    sys::map_large_buffers();
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::io::write(&ours, request)?;
     let mut config = fuser::Config::default();
