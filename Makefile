@@ -12,7 +12,7 @@ rocksdb-env = ROCKSDB_LIB_DIR="$$(scripts/rocksdb --path)"
 cargo = $(rocksdb-env) cargo
 flags = --release --workspace --locked
 
-.PHONY: help run test check crash big conformance bench scale fuzz build setup rocksdb images bench-images fmt clean
+.PHONY: help run test check crash big conformance bench engines scale fuzz build setup rocksdb images bench-images fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,11 @@ conformance: setup build ## the suites of others on every disk, beside other uni
 	PROPTEST_CASES=9000 scripts/contained env TMPDIR=/run $(rocksdb-env) cargo test --release --locked --package mica-fs --test model
 	PROPTEST_CASES=1000 scripts/contained env TMPDIR=/run $(rocksdb-env) cargo test --release --locked --package mica-fs --test oracle
 
-bench: setup build images bench-images ## Mica against containerd's overlayfs snapshotter; BENCH='--only ingest' for one part
-	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" $(BENCH)
+bench: setup build bench-images ## mounts beside directories, overlayfs and fuse-overlayfs; BENCH='--only cold --repetitions 3' for a part
+	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" fs $(BENCH)
+
+engines: setup build images bench-images ## Mica in containerd beside its overlayfs snapshotter; BENCH='--only ingest' for a part
+	scripts/contained "$(CARGO_TARGET_DIR)/release/mica-bench" engines $(BENCH)
 
 scale: rocksdb ## what the size of a store costs: a synthetic one at 10, 30 and 100 % (SCALE='10 30' for less)
 	$(cargo) build --release --locked -p mica-layerdb --example scale

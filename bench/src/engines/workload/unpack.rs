@@ -6,7 +6,7 @@ use mica_tests::Result;
 use mica_tests::scene::Scene;
 
 use super::Workload;
-use crate::subject::Subject;
+use crate::engines::subject::Subject;
 
 /// `ctr image pull` with nothing to download. The second time includes bringing it all to the disk: Mica does so
 /// before it answers, overlayfs leaves it to the kernel.

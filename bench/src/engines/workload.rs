@@ -8,7 +8,7 @@ use std::time::Duration;
 use mica_tests::Result;
 use mica_tests::scene::Scene;
 
-use crate::subject::Subject;
+use crate::engines::subject::Subject;
 
 /// Something that is done on each subject in turn, and timed.
 pub trait Workload {

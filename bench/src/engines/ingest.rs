@@ -13,8 +13,8 @@ use mica_tests::scene::Scene;
 use mica_tests::wait::{LATER, SOON};
 use mica_tests::{Result, ensure, place};
 
-use crate::process::{self, Used};
-use crate::report::{Goal, Report, Row};
+use crate::engines::process::{self, Used};
+use crate::engines::report::{Goal, Report, Row};
 use crate::tell;
 
 /// containerd's own snapshotter: the first subject, which others are compared with.

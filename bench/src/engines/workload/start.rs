@@ -6,7 +6,7 @@ use mica_tests::scene::Scene;
 use mica_tests::{Failure, Result};
 
 use super::Workload;
-use crate::subject::Subject;
+use crate::engines::subject::Subject;
 
 /// `ctr run --rm`, from its start to its end: one that does nothing, one that computes, ten at once.
 #[derive(Debug)]
