@@ -98,6 +98,10 @@ pub struct Serve {
     /// Serve file data from the daemon even where the kernel could pass it through.
     #[arg(long)]
     pub no_passthrough: bool,
+    /// Who serves mounts that don't say it themselves: Mica (`fuse`), the kernel, or the kernel where it can (`auto`)
+    /// [default: fuse].
+    #[arg(long, value_name = "FORM", value_parser = ["fuse", "kernel", "auto"])]
+    pub mount: Option<String>,
     /// Whether contents are compared with their digests before they are served for the first time [default: never].
     #[arg(long, value_name = "WHEN", value_parser = ["never", "first-use"])]
     pub verify: Option<String>,
@@ -129,6 +133,9 @@ pub struct Mount {
     /// [default: as the store's daemon does].
     #[arg(long, value_name = "WHEN", value_parser = ["never", "first-use"], requires = "image")]
     pub verify: Option<String>,
+    /// Who serves the mount of an image: Mica (`fuse`), the kernel, or the kernel where it can (`auto`) [default: fuse].
+    #[arg(long = "mount", value_name = "FORM", value_parser = ["fuse", "kernel", "auto"], requires = "image")]
+    pub form: Option<String>,
     /// Stay in the foreground.
     #[arg(short = 'f', long)]
     pub foreground: bool,

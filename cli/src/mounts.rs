@@ -1,55 +1,25 @@
 //! Mounts as the kernel lists them, and the notes that `mica mount` leaves about its own.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use mica_fs::kernel::SOURCE;
+use mica_fs::mountinfo::{Listed, listed};
 use serde::{Deserialize, Serialize};
 
-/// What the kernel calls a filesystem of Mica.
+/// What the kernel calls a filesystem that Mica serves.
 const TYPE: &[u8] = b"fuse.mica";
+/// What it calls one that Mica has made of a tree, and leaves to the kernel.
+const KERNEL_TYPE: &[u8] = b"overlay";
 /// Folder of notes below the state folder.
 const NOTES: &str = "mounts";
 
 /// Where filesystems of Mica are mounted, in the order in which they were. A place that another mount hides is left out.
 pub fn mounted() -> io::Result<Vec<PathBuf>> {
-    Ok(parse(&fs::read("/proc/self/mountinfo")?))
-}
-
-fn parse(mountinfo: &[u8]) -> Vec<PathBuf> {
-    let mut mounts: Vec<(Vec<u8>, bool)> = Vec::new();
-    for line in mountinfo.split(|&byte| byte == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-        let Some(separator) = fields.iter().position(|field| *field == b"-") else { continue };
-        let (Some(place), Some(kind)) = (fields.get(4), fields.get(separator + 1)) else { continue };
-        let place = unescape(place);
-        mounts.retain(|(known, _)| *known != place);
-        mounts.push((place, *kind == TYPE));
-    }
-    mounts.into_iter().filter(|(_, ours)| *ours).map(|(place, _)| PathBuf::from(OsString::from_vec(place))).collect()
-}
-
-/// The kernel writes blanks and backslashes as octal numbers.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let digits = text.get(at + 1..at + 4).filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
-        match digits {
-            Some(digits) if text[at] == b'\\' => {
-                plain.push(digits.iter().fold(0_u8, |number, digit| number.wrapping_mul(8).wrapping_add(digit - b'0')));
-                at += 4;
-            }
-            _ => {
-                plain.push(text[at]);
-                at += 1;
-            }
-        }
-    }
-    plain
+    let ours = |mount: &Listed| mount.kind == TYPE || mount.kind == KERNEL_TYPE && mount.source == SOURCE.as_bytes();
+    Ok(listed()?.into_iter().filter(ours).map(|mount| mount.place).collect())
 }
 
 /// What is known of a mount that `mica mount` made. The file goes when the mount ends.
@@ -107,19 +77,6 @@ impl Drop for Written {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn parse_finds_what_is_ours_and_on_top() {
-        let mountinfo = b"22 1 0:20 / / rw - ext4 /dev/vda rw\n\
-            30 22 0:40 / /a\\040b\\134c rw,nosuid shared:1 - fuse.mica mica rw,user_id=0\n\
-            31 22 0:41 / /hidden rw - fuse.mica mica rw\n\
-            32 22 0:42 / /hidden rw - tmpfs tmpfs rw\n\
-            33 22 0:43 / /twice rw - tmpfs tmpfs rw\n\
-            34 22 0:44 / /twice rw - fuse.mica mica rw\n\
-            35 22 0:45 / /other rw - fuse.sshfs x rw\n";
-        assert_eq!(parse(mountinfo), [Path::new("/a b\\c"), Path::new("/twice")]);
-        assert!(parse(b"nonsense\n\n").is_empty());
-    }
 
     #[test]
     fn note_is_read_back_until_it_is_dropped() {

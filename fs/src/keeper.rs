@@ -28,6 +28,7 @@ use table::Table;
 use wire::{Answer, Channel, Request};
 
 pub use attach::Attach;
+pub(crate) use attach::words;
 pub use serve::serve;
 pub use wire::Init;
 

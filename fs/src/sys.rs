@@ -99,6 +99,59 @@ pub(crate) fn reply_created(
     backing.into_raw();
 }
 
+/// `LOOP_CTL_GET_FREE` (<linux/loop.h>).
+const LOOP_GET_FREE: libc::Ioctl = 0x4C82;
+/// `LOOP_CONFIGURE`.
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+/// `LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR`.
+const LOOP_READ_ONLY_AUTOCLEAR: u32 = 1 | 4;
+
+/// `struct loop_info64`; only the flags say anything here.
+#[repr(C)]
+struct LoopInfo {
+    before: [u64; 5],
+    encryption: [u32; 3],
+    flags: u32,
+    names_and_key: [u8; 160],
+    init: [u64; 2],
+}
+
+/// `struct loop_config`.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<LoopInfo>() == 232 && size_of::<LoopConfig>() == 304);
+
+/// The number of a loop device that nobody uses, asked of `/dev/loop-control`.
+pub(crate) fn free_loop(control: impl AsFd) -> Result<u32, Errno> {
+    // SAFETY: the ioctl takes no argument, and the descriptor is borrowed for the call.
+    let number = unsafe { libc::ioctl(control.as_fd().as_raw_fd(), LOOP_GET_FREE) };
+    u32::try_from(number).map_err(|_| last_errno())
+}
+
+/// Makes a loop device a read-only one of the file `backing`, until the last who has the device open closes it. One that
+/// is in use is EBUSY.
+pub(crate) fn attach_loop(device: impl AsFd, backing: impl AsFd) -> Result<(), Errno> {
+    let info = LoopInfo {
+        before: [0; 5],
+        encryption: [0; 3],
+        flags: LOOP_READ_ONLY_AUTOCLEAR,
+        names_and_key: [0; 160],
+        init: [0; 2],
+    };
+    let fd = u32::try_from(backing.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?;
+    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    // SAFETY: the ioctl reads one `struct loop_config`, which lives until the call returns; both descriptors are borrowed
+    // for the call.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
+    if result >= 0 { Ok(()) } else { Err(last_errno()) }
+}
+
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -28,6 +28,8 @@ pub struct Config {
     pub containerd: PathBuf,
     /// Whether the kernel may pass file data through where it can.
     pub passthrough: bool,
+    /// Who serves mounts that don't say it themselves.
+    pub mount: Form,
     /// What layers and images may cost.
     pub limits: Limits,
     /// How much garbage the engine's cleanups may remove in a second.
@@ -38,6 +40,31 @@ pub struct Config {
     pub verify_trees: bool,
     /// MiB of contents that are read in a second to look for damage, day and night; 0 is none.
     pub scrub_mib_per_second: u64,
+}
+
+/// Who serves mounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Mica, by FUSE.
+    #[default]
+    Fuse,
+    /// The kernel: the merged tree as EROFS, and its overlayfs upon that.
+    Kernel,
+    /// The kernel where it can do it, else Mica.
+    Auto,
+}
+
+impl Form {
+    /// By its name, `fuse`, `kernel` or `auto`.
+    pub fn named(name: &str) -> Option<Form> {
+        match name {
+            "fuse" => Some(Form::Fuse),
+            "kernel" => Some(Form::Kernel),
+            "auto" => Some(Form::Auto),
+            _ => None,
+        }
+    }
 }
 
 /// When contents are compared with their digests.
@@ -75,6 +102,8 @@ pub struct Flags {
     pub containerd: Option<String>,
     /// Serve file data from the daemon.
     pub no_passthrough: bool,
+    /// `fuse`, `kernel` or `auto`.
+    pub mount: Option<String>,
     /// Limits of layers and images, as `NAME=VALUE`.
     pub limits: Vec<String>,
     /// `never` or `first-use`.
@@ -120,6 +149,9 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// The kernel reads contents itself, and compares nothing.
+    #[error("mount = \"kernel\" and verify = \"first-use\" exclude each other; mount = \"auto\" gives way to verify")]
+    Unverified,
     /// A folder must not depend on where the daemon was started.
     #[error("{what} {} is not an absolute path", path.display())]
     Relative {
@@ -137,6 +169,7 @@ struct File {
     state: Option<PathBuf>,
     address: Option<String>,
     passthrough: Option<bool>,
+    mount: Option<Form>,
     verify: Option<Verify>,
     verify_trees: Option<bool>,
     scrub_mib_per_second: Option<u64>,
@@ -183,15 +216,21 @@ impl Config {
             Some(address) => socket_path("containerd's address", &address)?,
             None => DEFAULT_CONTAINERD.into(),
         };
+        let mount = flags.mount.as_deref().and_then(Form::named).or(file.mount).unwrap_or_default();
+        let verify = flags.verify.as_deref().and_then(Verify::named).or(file.verify).unwrap_or_default();
+        if mount == Form::Kernel && verify == Verify::FirstUse {
+            return Err(ConfigError::Unverified);
+        }
         Ok(Config {
             root: absolute("the root folder", flags.root.or(file.root).unwrap_or_else(|| DEFAULT_ROOT.into()))?,
             state: absolute("the state folder", state)?,
             socket: absolute("the daemon's socket", socket)?,
             containerd: absolute("containerd's socket", containerd)?,
             passthrough: !flags.no_passthrough && file.passthrough.unwrap_or(true),
+            mount,
             gc_rate: file.gc.rate,
             limits: limits(file.limits, &flags.limits)?,
-            verify: flags.verify.as_deref().and_then(Verify::named).or(file.verify).unwrap_or_default(),
+            verify,
             verify_trees: flags.verify_trees || file.verify_trees.unwrap_or(false),
             scrub_mib_per_second: flags.scrub_mib_per_second.or(file.scrub_mib_per_second).unwrap_or(0),
         })
@@ -330,6 +369,18 @@ mod tests {
         let config = load("verify = \"first-use\"\nscrub_mib_per_second = 5", flags).unwrap();
         assert_eq!((config.verify, config.verify_trees, config.scrub_mib_per_second), (Verify::Never, false, 0));
         assert!(load("verify = \"always\"", Flags::default()).unwrap_err().to_string().contains("first-use"));
+    }
+
+    #[test]
+    fn load_of_a_form_takes_words_and_keeps_the_kernel_from_contents_that_are_to_be_verified() {
+        assert_eq!(Config::load(None, Flags::default()).unwrap().mount, Form::Fuse);
+        assert_eq!(load("mount = \"auto\"", Flags::default()).unwrap().mount, Form::Auto);
+        let kernel = || Flags { mount: Some("kernel".into()), ..Flags::default() };
+        assert_eq!(load("mount = \"auto\"", kernel()).unwrap().mount, Form::Kernel);
+        let error = load("verify = \"first-use\"", kernel()).unwrap_err();
+        assert!(matches!(error, ConfigError::Unverified), "{error}");
+        assert_eq!(load("verify = \"first-use\"\nmount = \"auto\"", Flags::default()).unwrap().mount, Form::Auto);
+        assert!(load("mount = \"both\"", Flags::default()).unwrap_err().to_string().contains("kernel"));
     }
 
     #[test]

@@ -144,6 +144,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// The form of mounts that somebody insists on can't be had.
+    #[error("{what} can't be the kernel's: {reason}")]
+    Form {
+        /// Whose mounts.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+
     /// The filesystem failed.
     #[error("{action}: {source}")]
     Fs {
@@ -211,6 +220,7 @@ impl Error {
             Error::RebaseNotCommitted { .. }
             | Error::NotActive { .. }
             | Error::NoMounts { .. }
+            | Error::Form { .. }
             | Error::HasChildren { .. } => Kind::FailedPrecondition,
             Error::Busy { .. } | Error::Mount { .. } | Error::Unavailable { .. } => Kind::Unavailable,
             Error::Settling { kind, .. } => *kind,

@@ -18,5 +18,5 @@ pub mod snapshots;
 mod store;
 
 pub use error::{Error, Result};
-pub use mounts::{FuseMounter, Mounter};
+pub use mounts::{FormMounter, FuseMounter, Mounter};
 pub use snapshots::{Applied, Incoming, Info, Kind, Mount, Snapshots, Usage};

@@ -1,7 +1,11 @@
 //! The seam to the filesystem: how a snapshot becomes a mount.
 
+mod forms;
 mod fuse;
+mod kernel;
 pub(crate) mod live;
+mod place;
+mod trees;
 mod watch;
 
 use std::fmt;
@@ -11,19 +15,43 @@ use std::sync::Arc;
 
 use mica_layerdb::tree::Tree;
 
+use crate::config::Form;
 use crate::error::{Error, Result};
+pub use forms::{FormMounter, try_kernel};
 pub use fuse::FuseMounter;
 pub(crate) use fuse::Unmounted;
 
-/// Finds the lower tree of a mount. Called when somebody first needs it, which may be never; may wait, and may be called
+/// What lies below a mount.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The merged tree.
+    pub tree: Arc<Tree>,
+    /// The file that it is in; the tree of no layers is in none.
+    pub file: Option<PathBuf>,
+}
+
+/// Finds what lies below a mount. Called when somebody first needs it, which may be never; may wait, and may be called
 /// again after an error.
-pub type Resolve = Arc<dyn Fn() -> Result<Arc<Tree>> + Send + Sync>;
+pub type Resolve = Arc<dyn Fn() -> Result<Base> + Send + Sync>;
+
+/// How a snapshot is to be mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// As the daemon was told.
+    Default,
+    /// In this form.
+    Form(Form),
+    /// By FUSE, whatever anybody wants, for this reason.
+    Fuse(&'static str),
+}
 
 /// What is to be mounted.
 #[derive(Clone)]
 pub struct Plan {
     /// The snapshot's number, which is never used for another.
     pub number: u64,
+    /// In which form.
+    pub wish: Wish,
     /// The tree below.
     pub lower: Resolve,
     /// The folder that holds `upper` and `work`; a mount without is read-only.
@@ -32,7 +60,11 @@ pub struct Plan {
 
 impl fmt::Debug for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Plan").field("number", &self.number).field("writable", &self.writable).finish_non_exhaustive()
+        out.debug_struct("Plan")
+            .field("number", &self.number)
+            .field("wish", &self.wish)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
     }
 }
 
@@ -49,6 +81,11 @@ pub trait Mounter: fmt::Debug + Send + Sync {
 
     /// The numbers of the mounts that an earlier process left, and that can be taken over.
     fn left(&self) -> Result<Vec<u64>>;
+
+    /// Everything that was left has been taken over or discarded.
+    fn recovered(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// The numbers for which there is a mountpoint, whatever its state.
     fn mountpoints(&self) -> Result<Vec<u64>>;

@@ -1,6 +1,6 @@
 //! Snapshots: what an engine prepares, commits, views and removes.
 //!
-//! One file per family of calls: `create` (prepare, view, mounts), `commit`, `remove` (and cleanup), `labels` (update),
+//! One file per family of calls: `create` (prepare, view, mounts; `form` says in which), `commit`, `remove` (and cleanup), `labels` (update),
 //! `look` (stat, list), `usage`, `apply`, `changes` (diff). In the background: `settle` makes layers of what was written through
 //! mounts, `ahead` merges stacks before their first container, `usage` counts large uppers. `recover` takes up what an earlier
 //! process left; `stack` says what lies below a mount; `keys` whose turn it is.
@@ -14,6 +14,7 @@ mod changes;
 mod commit;
 mod core;
 mod create;
+mod form;
 mod keys;
 mod labels;
 mod look;

@@ -3,6 +3,7 @@
 mod commit;
 mod containers;
 mod docker;
+mod forms;
 mod harness;
 mod images;
 mod integrity;

@@ -5,11 +5,13 @@ use mica_tests::scene::Scene;
 use mica_tests::wait::{self, SOON};
 use mica_tests::{Context as _, Result, ensure, ensure_eq};
 
+use crate::forms::{mount_by_the_kernel, trees_are_unmounted};
 use crate::stage::on_both_engines;
 
 on_both_engines!(
     container_writes_on_while_the_daemon_restarts,
     container_writes_on_while_the_daemon_is_killed,
+    container_on_a_mount_of_the_kernel_writes_on_while_the_daemon_is_killed,
     snapshots_are_back_after_a_restart,
 );
 
@@ -68,6 +70,13 @@ fn container_writes_on_while_the_daemon_is_killed(scene: &mut Scene) -> Result {
         advance(&busy)?;
     }
     judge(scene, &image, busy)
+}
+
+fn container_on_a_mount_of_the_kernel_writes_on_while_the_daemon_is_killed(scene: &mut Scene) -> Result {
+    mount_by_the_kernel(scene)?;
+    container_writes_on_while_the_daemon_is_killed(scene)?;
+    // The engine removes snapshots when it comes to it.
+    trees_are_unmounted(&scene.daemon)
 }
 
 /// Waits until the container has counted on.

@@ -177,7 +177,7 @@ fn disk(root: &Path) -> Vec<Finding> {
         let advice = "the store can't be written: choose another `--root` or run as root";
         return vec![Finding::fatal("store folder", format!("{}: {error}", base.display()), advice)];
     }
-    let mut findings = vec![space(&base), trusted_xattr(&dir), whiteout(&dir), reflink(&dir)];
+    let mut findings = vec![space(&base), trusted_xattr(&dir), whiteout(&dir), reflink(&dir), kernel_mounts(&dir)];
     if let Err(error) = fs::remove_dir_all(&dir) {
         let advice = "remove the folder by hand";
         findings.push(Finding::missing("clean-up", format!("{}: {error}", dir.display()), advice));
@@ -247,6 +247,21 @@ fn reflink(dir: &Path) -> Finding {
     }
 }
 
+fn kernel_mounts(dir: &Path) -> Finding {
+    let folder = dir.join("kernel");
+    let tried = fs::create_dir(&folder).map_err(|error| error.to_string());
+    match tried.and_then(|()| mica_fs::kernel::probe(&folder).map_err(|error| error.to_string())) {
+        Ok(()) => {
+            Finding::ok("kernel mounts", "an EROFS tree with overlayfs and objects as its data: `--mount kernel` works")
+        }
+        Err(reason) => {
+            let advice =
+                "`--mount kernel` can't be had, mounts are FUSE's: root, Linux 6.12 with erofs and overlay have it";
+            Finding::missing("kernel mounts", reason, advice)
+        }
+    }
+}
+
 fn engine(socket: &Path) -> Finding {
     match UnixStream::connect(socket) {
         Ok(_) => Finding::ok("containerd", format!("{} answers", socket.display())),
@@ -276,7 +291,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("mica-doctor-test-{}", std::process::id()));
         fs::create_dir(&dir).expect("temporary folder");
         let findings = disk(&dir.join("not/there/yet"));
-        assert_eq!(findings.len(), 4);
+        assert_eq!(findings.len(), 5);
         fs::remove_dir(&dir).expect("the folder is empty again");
     }
 }

@@ -123,6 +123,7 @@ impl Helper {
             image: None,
             rw: None,
             verify: None,
+            form: None,
             foreground: line.foreground,
             positional: line.positional,
         };

@@ -7,6 +7,8 @@
 //! prepares the image's merged tree and pins its layers; the serving process reads the sealed files. See
 //! `admin::ImageLock`.
 
+mod kernel;
+
 use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -18,7 +20,6 @@ use mica_fs::keeper::Keeper;
 use mica_fs::mount::{union_of_dirs, union_of_image};
 use mica_fs::options::Options;
 use mica_fs::session::Session;
-use mica_fs::union::Union;
 use mica_fs::{Objects, Owners};
 use mica_layerdb::tree::Tree;
 use mica_snapshotter::admin::{Call, ImageLock, MountableImage};
@@ -29,7 +30,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::Context;
 use crate::args::Mount;
 use crate::backend::Backend;
-use crate::mounts::Note;
+use crate::mounts::{Note, Written};
 use crate::{Failure, output};
 
 /// Set for the second process.
@@ -141,18 +142,33 @@ fn serve(
     }
     // Modes are what programs in the mount ask for.
     rustix::process::umask(Mode::empty());
-    let (union, lock) = match &arguments.image {
-        Some(image) => {
-            let (union, lock) = union_of(context, arguments, image)?;
-            (union, Some(lock))
-        }
-        None => (union_of_dirs(options)?, None),
+    let wait = Wait { background };
+    let prepared = arguments.image.as_deref().map(|image| prepare(context, arguments, image)).transpose()?;
+    let union = match &prepared {
+        Some(prepared) if kernel::serve(context, arguments, options, prepared, mountpoint, wait)? => return Ok(()),
+        Some(prepared) => union_of_image(prepared.tree()?, prepared.objects()?, prepared.changes.as_deref())?,
+        None => union_of_dirs(options)?,
     };
     let signals = Signals::catch()?;
     let id = format!("{}", std::process::id());
     let session = Session::mount(&Keeper::in_process(), &id, mountpoint, Arc::new(union), &options.mount)?;
     let session = Arc::new(session);
-    signals.end(&session)?;
+    let ending = Arc::clone(&session);
+    signals.end(move |lazy| ending.try_unmount(lazy))?;
+    let note = ready(context, mountpoint, wait)?;
+    session.wait();
+    drop((note, prepared));
+    Ok(())
+}
+
+/// Whether somebody waits for the mount to answer.
+#[derive(Clone, Copy)]
+struct Wait {
+    background: bool,
+}
+
+/// Leaves a note of a mount that answers, and tells who waits for it.
+fn ready(context: &Context, mountpoint: &Path, wait: Wait) -> Result<Option<Written>, Failure> {
     let note = Note { pid: std::process::id(), mountpoint: mountpoint.to_path_buf() }.write(&context.state());
     match &note {
         // Without privilege there may be no such folder; engines, which end their mounts themselves, need none.
@@ -163,31 +179,46 @@ fn serve(
         Ok(_) => {}
     }
     rustix::process::chdir("/")?;
-    if background {
+    if wait.background {
         say_ready()?;
     }
-    session.wait();
-    drop((note, lock));
-    Ok(())
+    Ok(note.ok())
 }
 
-/// The union of an image, and what keeps its layers.
-fn union_of(context: &Context, arguments: &Mount, image: &str) -> Result<(Union, ImageLock), Failure> {
+/// An image that is about to be mounted, and what keeps its layers.
+struct Prepared {
+    found: MountableImage,
+    verify: Verify,
+    changes: Option<PathBuf>,
+    _lock: ImageLock,
+}
+
+fn prepare(context: &Context, arguments: &Mount, image: &str) -> Result<Prepared, Failure> {
     let root = context.root();
     let backend = Backend::of(&root)?;
     let lock = ImageLock::take(&root)?;
     let call = Call::ImageMount { reference: image.to_owned(), lock: lock.id().to_owned() };
-    let MountableImage { tree, objects, image, verify } = backend.call(call, &())?;
-    drop(backend);
-    let file =
-        std::fs::File::open(&tree).map_err(|error| Failure::text(format!("can't open {}: {error}", tree.display())))?;
-    let tree = Arc::new(Tree::open(&file, &image.name)?);
-    let objects = Arc::new(Objects::sealed(&objects)?);
-    if arguments.verify.as_deref().and_then(Verify::named).unwrap_or(verify) == Verify::FirstUse {
-        objects.verify_first_use();
-    }
+    let found: MountableImage = backend.call(call, &())?;
+    let verify = arguments.verify.as_deref().and_then(Verify::named).unwrap_or(found.verify);
     let changes = arguments.rw.as_deref().map(std::path::absolute).transpose()?;
-    Ok((union_of_image(tree, objects, changes.as_deref())?, lock))
+    Ok(Prepared { found, verify, changes, _lock: lock })
+}
+
+impl Prepared {
+    fn tree(&self) -> Result<Arc<Tree>, Failure> {
+        let MountableImage { tree, image, .. } = &self.found;
+        let file = std::fs::File::open(tree)
+            .map_err(|error| Failure::text(format!("can't open {}: {error}", tree.display())))?;
+        Ok(Arc::new(Tree::open(&file, &image.name)?))
+    }
+
+    fn objects(&self) -> Result<Arc<Objects>, Failure> {
+        let objects = Arc::new(Objects::sealed(&self.found.objects)?);
+        if self.verify == Verify::FirstUse {
+            objects.verify_first_use();
+        }
+        Ok(objects)
+    }
 }
 
 /// Tells the first process, and lets go of everything it shares with this one.
@@ -221,9 +252,8 @@ impl Signals {
 
     /// The first one unmounts: a mount that is in use is served until its last user is gone. The second one ends this
     /// process, and programs in the mount get errors.
-    fn end(self, session: &Arc<Session>) -> Result<(), Failure> {
+    fn end(self, unmount: impl Fn(bool) -> mica_fs::Result<()> + Send + 'static) -> Result<(), Failure> {
         let Signals { runtime, signals: [mut terminate, mut interrupt, mut hangup] } = self;
-        let session = Arc::clone(session);
         std::thread::Builder::new().name("mica-signals".to_owned()).spawn(move || {
             let mut any = || {
                 runtime.block_on(async {
@@ -235,8 +265,8 @@ impl Signals {
                 });
             };
             any();
-            if session.try_unmount(false).is_err()
-                && let Err(error) = session.try_unmount(true)
+            if unmount(false).is_err()
+                && let Err(error) = unmount(true)
             {
                 output::complain(&format!("mica: {error}"));
             }

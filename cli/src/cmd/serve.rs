@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mica_layerdb::Store;
 use mica_snapshotter::config::{Config, Flags};
-use mica_snapshotter::{FuseMounter, Mounter, server};
+use mica_snapshotter::{FormMounter, FuseMounter, Mounter, server};
 
 use super::Context;
 use crate::Failure;
@@ -19,6 +19,7 @@ pub fn run(context: Context, arguments: Serve) -> Result<(), Failure> {
         address: arguments.address,
         containerd: arguments.containerd,
         no_passthrough: arguments.no_passthrough,
+        mount: arguments.mount,
         limits: arguments.limits,
         verify: arguments.verify,
         verify_trees: arguments.verify_trees,
@@ -33,6 +34,7 @@ pub fn run(context: Context, arguments: Serve) -> Result<(), Failure> {
 /// This program is the keeper as well; the running file is started even after it was replaced on the disk.
 fn mounter(config: &Config, store: &Arc<Store>) -> mica_snapshotter::Result<Arc<dyn Mounter>> {
     let program = Path::new("/proc/self/exe");
-    let mounter = FuseMounter::new(&config.state, store, program)?;
-    Ok(Arc::new(mounter.with_passthrough(config.passthrough).with_verification(config.verify)))
+    let fuse = FuseMounter::new(&config.state, store, program)?;
+    let fuse = fuse.with_passthrough(config.passthrough).with_verification(config.verify);
+    Ok(Arc::new(FormMounter::new(&config.state, store, fuse, config.mount)?))
 }

@@ -111,7 +111,7 @@ fn options(attach: &Attach) -> Vec<(&str, Option<&str>)> {
 }
 
 /// Why the kernel refused something, in its own words; each message begins with its weight.
-fn words(filesystem: &OwnedFd) -> Option<String> {
+pub(crate) fn words(filesystem: &OwnedFd) -> Option<String> {
     let mut words = Vec::new();
     let mut message = [0; 1024];
     while let Ok(length @ 1..) = rustix::io::read(filesystem, &mut message) {

@@ -277,6 +277,11 @@ impl Union {
         Ok(copy.set_times(&Timestamps { last_access: timespec(attr.atime), last_modification: timespec(attr.mtime) })?)
     }
 
+    /// Makes the upper say by itself, in overlayfs' words, what this union shows: for the kernel's driver, which mounts it next.
+    pub fn hand_over(&self) -> Result<()> {
+        self.settle_root()
+    }
+
     /// Lets a fresh root directory of the upper take over what the lower's root is.
     fn settle_root(&self) -> Result<()> {
         let upper = self.upper()?;

@@ -1,9 +1,8 @@
 //! Mounts by FUSE: a union of the snapshot's tree and folder, served by this process, held by the keeper.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,10 +16,9 @@ use mica_layerdb::Store;
 use mica_layerdb::tar::write_tree;
 use mica_layerdb::tree::Tree;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 
+use super::place::{detach, is_mountpoint, make_folder, remove_mountpoint};
 use super::watch::Watch;
 use super::{Mounted, Mounter, Plan, Resolve};
 use crate::config::Verify;
@@ -116,6 +114,22 @@ impl FuseMounter {
     fn upper(&self, folder: &Path, work: &str) -> mica_fs::Result<Upper> {
         let upper = Upper::open(&folder.join("upper"), &folder.join(work), self.format)?;
         Ok(upper.with_fresh_root().with_metacopy(METACOPY_ABOVE))
+    }
+
+    /// Puts what a writable folder holds into words that overlayfs knows: the kernel is to mount it, and nobody else has it mounted.
+    pub(super) fn hand_over(&self, lower: Arc<Tree>, folder: &Path) -> Result<()> {
+        let below = Below::Ready(Arc::new(self.lower(lower)));
+        let handed = self.upper(folder, "work").and_then(|upper| {
+            let union = Union::new(below, Some(upper))?;
+            union.begin()?;
+            union.hand_over()
+        });
+        handed.map_err(fs_error(format!("open {}", folder.display())))
+    }
+
+    /// Whether contents are compared with their digests before they are served.
+    pub(super) fn is_verifying(&self) -> bool {
+        self.objects.is_verifying()
     }
 
     fn lower(&self, tree: Arc<Tree>) -> TreeLower {
@@ -307,12 +321,6 @@ fn serve(number: u64, session: mica_fs::Result<Session>) -> Result<Box<dyn Mount
     }
 }
 
-/// What programs do below it is none of other users' business.
-fn make_folder(path: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(Error::io(format!("create {}", path.display())))
-}
-
 fn start(socket: &Path, program: &Path) -> Result<Keeper> {
     Keeper::connect_or_start(socket, program).map_err(fs_error("start the keeper"))
 }
@@ -323,7 +331,7 @@ fn id(number: u64) -> String {
 
 fn lazily(number: u64, resolve: Resolve, objects: Arc<Objects>) -> Below {
     Below::Lazy(Box::new(move || match resolve() {
-        Ok(tree) => Ok(Arc::new(TreeLower::new(tree, Arc::clone(&objects))) as Arc<dyn Lower>),
+        Ok(base) => Ok(Arc::new(TreeLower::new(base.tree, Arc::clone(&objects))) as Arc<dyn Lower>),
         Err(error) => {
             tracing::error!(number, %error, "a mount has no lower");
             Err(mica_fs::Error::Unavailable { reason: error.to_string(), errno: Errno::IO })
@@ -331,40 +339,7 @@ fn lazily(number: u64, resolve: Resolve, objects: Arc<Objects>) -> Below {
     }))
 }
 
-fn fs_error(action: impl Into<String>) -> impl FnOnce(mica_fs::Error) -> Error {
+pub(super) fn fs_error(action: impl Into<String>) -> impl FnOnce(mica_fs::Error) -> Error {
     let action = action.into();
     move |source| Error::Fs { action, source }
-}
-
-/// Whether something is mounted there. Asks nothing of whoever serves it.
-fn is_mountpoint(path: &Path) -> bool {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    match rustix::fs::statx(CWD, path, flags, StatxFlags::empty()) {
-        Ok(found) if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
-            found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
-        }
-        // A kernel that can't tell.
-        Ok(_) => true,
-        Err(errno) => errno != Errno::NOENT,
-    }
-}
-
-/// Takes away whatever is mounted there.
-fn detach(mountpoint: &Path) -> Result<()> {
-    loop {
-        match rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(Error::io(format!("unmount {}", mountpoint.display()))(errno.into())),
-        }
-    }
-}
-
-fn remove_mountpoint(mountpoint: &Path) -> Result<()> {
-    match fs::remove_dir(mountpoint) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(format!("remove {}", mountpoint.display()))(error))
-        }
-        _ => Ok(()),
-    }
 }

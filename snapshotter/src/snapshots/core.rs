@@ -15,7 +15,7 @@ use super::usage::Counts;
 use super::{Kind, Mount};
 use crate::error::{Error, Result};
 use crate::mounts::live::Live;
-use crate::mounts::{Mounter, Plan};
+use crate::mounts::{Mounter, Plan, Wish};
 use crate::store::{Record, Rows};
 
 #[derive(Debug)]
@@ -81,15 +81,15 @@ impl Core {
     }
 
     /// Mounts a snapshot. The caller has its turn.
-    pub(super) fn mount(self: &Arc<Self>, record: &Record) -> Result<()> {
-        let (plan, below) = self.plan(record);
+    pub(super) fn mount(self: &Arc<Self>, key: &str, record: &Record) -> Result<()> {
+        let (plan, below) = self.plan(record, self.wish(key, record)?);
         self.live.mount(plan, below)
     }
 
-    pub(super) fn plan(self: &Arc<Self>, record: &Record) -> (Plan, Arc<Below>) {
+    pub(super) fn plan(self: &Arc<Self>, record: &Record, wish: Wish) -> (Plan, Arc<Below>) {
         let below = Arc::new(Below::new(record));
         let writable = (record.kind == Kind::Active).then(|| self.folder(record.number));
-        (Plan { number: record.number, lower: self.resolver(&below), writable }, below)
+        (Plan { number: record.number, wish, lower: self.resolver(&below), writable }, below)
     }
 
     /// What to tell engines about a mount of ours.

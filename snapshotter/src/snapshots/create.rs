@@ -76,7 +76,7 @@ impl Core {
         if record.kind == Kind::Active {
             self.store.new_snapshot_dir(record.number)?;
         }
-        self.mount(record)?;
+        self.mount(key, record)?;
         if record.kind == Kind::Active {
             record.root = Some(super::upper::root_of(&self.folder(record.number))?);
         }
@@ -109,19 +109,19 @@ impl Core {
             let _turn = self.keys.lock(key)?;
             let record = self.mountable(key)?;
             if !self.live.is_serving(record.number) {
-                self.mount_anew(&record)?;
+                self.mount_anew(key, &record)?;
             }
         }
         Ok(self.answer(&record))
     }
 
-    fn mount_anew(self: &Arc<Self>, record: &Record) -> Result<()> {
+    fn mount_anew(self: &Arc<Self>, key: &str, record: &Record) -> Result<()> {
         if !self.live.forget_gone(record.number, GOING) {
             let reason = "it was unmounted by somebody else, and programs still use it".to_owned();
             return Err(Error::Mount { number: record.number, reason });
         }
         self.live.mounter().discard(record.number)?;
-        self.mount(record)
+        self.mount(key, record)
     }
 
     fn mountable(&self, key: &str) -> Result<Record> {

@@ -6,6 +6,7 @@ use mica_layerdb::Batch;
 
 use super::Info;
 use super::core::Core;
+use super::form;
 use crate::error::{Error, Result};
 use crate::store::{self, Rows};
 
@@ -60,6 +61,7 @@ impl Core {
         let old = self.record(&info.name)?;
         let mut record = old.clone();
         record.labels = changed(&old.labels, info, fieldpaths)?;
+        form::check(&record.labels)?;
         record.updated = store::now().max(old.updated + 1);
         let mut batch = Batch::new();
         Rows::delete(&mut batch, &info.name, &old);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use crate::error::Result;
+use crate::mounts::Wish;
 use crate::mounts::live::in_parallel;
 use crate::store::{Op, OpState};
 
@@ -51,11 +52,15 @@ impl Core {
                 tracing::error!(number, %error, "a mount that an earlier process left stays");
             }
         });
+        if let Err(error) = mounter.recovered() {
+            tracing::error!(%error, "what earlier mounts needed stays mounted");
+        }
     }
 
     fn resume(self: &Arc<Self>, number: u64, op: &Op) -> bool {
         let resumed = self.record(&op.key).and_then(|record| {
-            let (plan, below) = self.plan(&record);
+            // It is what it is.
+            let (plan, below) = self.plan(&record, Wish::Default);
             below.touch();
             self.live.resume(plan, below)
         });

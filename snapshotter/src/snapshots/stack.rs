@@ -2,13 +2,12 @@
 
 use std::sync::{Arc, Weak};
 
-use mica_layerdb::DiffId;
-use mica_layerdb::tree::Tree;
+use mica_layerdb::{ChainId, DiffId};
 use parking_lot::Mutex;
 
 use super::core::Core;
 use crate::error::{Error, Result};
-use crate::mounts::Resolve;
+use crate::mounts::{Base, Resolve};
 use crate::store::Record;
 
 /// What the lower of a mount is made of: the stack of a parent, and layers applied to the snapshot itself.
@@ -52,7 +51,7 @@ impl Core {
         })
     }
 
-    fn lower(&self, below: &Below) -> Result<Arc<Tree>> {
+    fn lower(&self, below: &Below) -> Result<Base> {
         let applied = {
             let mut state = below.state.lock();
             state.touched = true;
@@ -60,7 +59,8 @@ impl Core {
         };
         let mut stack = self.stack_of(&below.parent)?;
         stack.extend(applied);
-        Ok(self.store.chain(&stack)?)
+        let tree = self.store.chain(&stack)?;
+        Ok(Base { tree, file: ChainId::of(&stack).map(|chain| self.store.chain_path(chain)) })
     }
 
     /// The layers of a committed snapshot, bottom first, once they are all known; none for no snapshot.

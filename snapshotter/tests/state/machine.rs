@@ -114,7 +114,7 @@ impl Machine {
             let state = self.state.lock().unwrap();
             Arc::clone(&state.mounted[&number].as_ref().unwrap().lower)
         };
-        lower()
+        Ok(lower()?.tree)
     }
 
     fn fails(&self, failing: Failing) -> Result<()> {
