@@ -29,7 +29,7 @@ impl KernelMounter {
     pub(super) fn new(state: &Path, store: &Store) -> Result<KernelMounter> {
         Ok(KernelMounter {
             objects: store.objects_path().to_path_buf(),
-            trees: Trees::new(state.join("trees"))?,
+            trees: Trees::new(state.join("trees")),
             departures: Departures::new().map_err(fs_error("watch mounts"))?,
         })
     }

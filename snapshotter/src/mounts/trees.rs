@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,9 +35,9 @@ pub(super) struct TreeUse {
 }
 
 impl Trees {
-    pub(super) fn new(folder: PathBuf) -> Result<Arc<Trees>> {
-        make_folder(&folder)?;
-        Ok(Arc::new(Trees { folder, uses: Mutex::default() }))
+    /// Those in `folder`, which is made when it is needed.
+    pub(super) fn new(folder: PathBuf) -> Arc<Trees> {
+        Arc::new(Trees { folder, uses: Mutex::default() })
     }
 
     /// Mounts the tree in `file`, unless it is mounted, also by an earlier process.
@@ -58,18 +59,24 @@ impl Trees {
         Ok(TreeUse { trees: Arc::clone(self), name, kept: false })
     }
 
-    /// Unmounts those that an earlier process left and that nobody uses.
+    /// Unmounts those that an earlier process left and that nobody uses. Nobody takes one meanwhile.
     pub(super) fn prune(&self) -> Result<()> {
         let action = || format!("read {}", self.folder.display());
-        for entry in fs::read_dir(&self.folder).map_err(Error::io(action()))? {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::io(action()))?,
+        };
+        let mut used = false;
+        for entry in entries {
             let name = entry.map_err(Error::io(action()))?.file_name();
             let count = Arc::clone(self.uses.lock().entry(name.clone()).or_default());
             let uses = count.lock();
             if *uses == 0 {
                 self.unmount(&name)?;
             }
+            used |= *uses > 0;
         }
-        Ok(())
+        if used { Ok(()) } else { remove_mountpoint(&self.folder) }
     }
 
     fn unmount(&self, name: &OsString) -> Result<()> {

@@ -71,7 +71,8 @@ impl World {
 
     /// How many trees are mounted.
     pub fn trees(&self) -> usize {
-        names(&self.state().join("trees")).len()
+        let folder = self.state().join("trees");
+        if folder.exists() { names(&folder).len() } else { 0 }
     }
 
     pub fn try_prepare(&self, key: &str, parent: &str, form: &str) -> mica_snapshotter::Result<Vec<Mount>> {

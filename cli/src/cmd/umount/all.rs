@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mica_fs::keeper::Keeper;
+use mica_fs::mountinfo::listed;
 use mica_snapshotter::admin::{Call, StatusReport};
 use mica_snapshotter::client::Client;
 use mica_snapshotter::server::Record;
@@ -41,6 +42,10 @@ pub fn run(context: &Context) -> Result<(), Failure> {
     for mountpoint in mounted()?.into_iter().rev().filter(|place| place.starts_with(&state)) {
         gently(&mountpoint)?;
         report.mounts.push(mountpoint);
+    }
+    let trees = state.join("trees");
+    for tree in listed()?.into_iter().filter(|mount| mount.place.parent() == Some(&trees)) {
+        gently(&tree.place)?;
     }
     tidy(&context.root(), &state);
     if context.json {
@@ -116,8 +121,11 @@ fn tidy(root: &Path, state: &Path) {
         }
     }
     forget(&Note::all(state));
-    for entry in std::fs::read_dir(state.join("mnt")).into_iter().flatten().flatten() {
-        let _ = std::fs::remove_dir(entry.path());
+    for folder in ["mnt", "trees"].map(|name| state.join(name)) {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(entry.path());
+        }
     }
+    let _ = std::fs::remove_dir(state.join("trees"));
     let _ = std::fs::remove_file(state.join("keeper.sock.lock"));
 }
