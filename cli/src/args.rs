@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+mod branch;
 mod image;
 mod integrity;
 mod layer;
@@ -11,6 +12,7 @@ mod snapshot;
 use clap::{Args, Parser, Subcommand};
 use mica_layerdb::Rate;
 
+pub use branch::{Add, Branch};
 pub use image::{Compression, Export, ExportFormat, Image, Import, ImportFormat};
 pub use integrity::{Fsck, Scrub, Verify};
 pub use layer::Layer;
@@ -52,6 +54,9 @@ pub enum Verb {
     Serve(Serve),
     /// Mount a union of directories, or an image of the store.
     Mount(Mount),
+    /// List, add, remove and change the branches of a mount.
+    #[command(subcommand)]
+    Branch(Branch),
     /// Unmount a mount that `mica mount` made, or every mount of a daemon.
     Umount(Umount),
     /// Images of the store.
@@ -119,10 +124,13 @@ pub struct Mount {
     /// Options: `lowerdir=A:B[,upperdir=U,workdir=W][,ro]...`; may be repeated.
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
-    /// A directory of the union, `PATH=rw`, `PATH=ro` (its whiteouts hide nothing) or `PATH=ro+wh`; the first is on top, and the
-    /// only one that can be `rw`.
+    /// A directory of the union, `PATH=rw`, `PATH=ro` (its whiteouts hide nothing) or `PATH=ro+wh`; the first is on top.
     #[arg(long = "branch", value_name = "PATH=MODE", conflicts_with = "image")]
     pub branches: Vec<OsString>,
+    /// Which of the branches that can be written to gets what is new: the topmost that has the directory (`tdp`), the one with
+    /// the most free space (`mfs`), or one after the other (`rr`) [default: tdp].
+    #[arg(long, value_name = "POLICY", value_parser = ["tdp", "mfs", "rr"], requires = "branches")]
+    pub create: Option<String>,
     /// Mount an image of the store instead of directories.
     #[arg(long, value_name = "REF")]
     pub image: Option<String>,

@@ -1,5 +1,6 @@
 //! The verbs.
 
+mod branch;
 mod df;
 mod diff;
 mod doctor;
@@ -65,6 +66,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Serve(arguments) => serve::run(context, arguments),
         Verb::Mount(arguments) => mount::run(&context, &arguments),
+        Verb::Branch(arguments) => branch::run(&context, arguments),
         Verb::Umount(arguments) => umount::run(&context, &arguments),
         Verb::Image(arguments) => image::run(&context, arguments),
         Verb::Layer(arguments) => layer::run(&context, arguments),

@@ -3,6 +3,7 @@
 mod args;
 mod backend;
 mod cmd;
+mod control;
 mod interrupt;
 mod lines;
 mod mounts;

@@ -26,7 +26,7 @@ use fuser::{
 
 use crate::error::{Error, Result};
 use crate::inode::{Attr, SetAttr};
-use translate::{ABSENT, FOREVER, errno, ino, time_in};
+use translate::{ABSENT, errno, ino, time_in};
 
 pub(crate) use serving::Serving;
 pub use serving::Shown;
@@ -88,7 +88,7 @@ impl Filesystem for Adapter {
         let _serving = self.0.enter();
         match self.0.union.lookup(ino(parent), name.as_bytes()) {
             Ok(Some(attr)) => self.entry(reply, Ok(attr)),
-            Ok(None) => reply.entry(&FOREVER, &ABSENT, Generation(0)),
+            Ok(None) => reply.entry(&self.0.lasting(), &ABSENT, Generation(0)),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -476,7 +476,7 @@ impl Adapter {
         match attr {
             Ok(attr) => {
                 let ttl = self.0.ttl(attr.ino);
-                reply.entry_with_ttls(&ttl, &FOREVER, &self.0.attributes(&attr), Generation(0));
+                reply.entry_with_ttls(&ttl, &self.0.lasting(), &self.0.attributes(&attr), Generation(0));
             }
             Err(error) => reply.error(errno(&error)),
         }

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino};
 
 pub use dirs::DirsLower;
+pub(crate) use dirs::{LAYERS_MAX, Numbers};
 pub use tree::TreeLower;
 
 /// Whose attributes hold an overlay's marks: `trusted.overlay.*` as root writes them, or `user.overlay.*`.
@@ -27,11 +28,9 @@ pub enum Format {
 /// What a directory is in a stack of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
-    /// Shows what it has, and its whiteouts and opaque marks hide what is below (a branch `ro+wh`).
+    /// Shows what it has, and its whiteouts and opaque marks hide what is below.
     #[default]
     Layer,
-    /// Shows what it has; its whiteouts and opaque marks hide nothing, and don't show (a branch `ro`).
-    Unmarked,
     /// Shows nothing, but a file whose contents are elsewhere (`overlay.metacopy`) may have them there.
     Data,
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mica_layerdb::tree::Tree;
 use rustix::io::Errno;
 
+use crate::branches::{BranchMode, Branches};
 use crate::error::{Error, Result};
 use crate::lower::{DirsLower, Lower, TreeLower};
 use crate::objects::Objects;
@@ -24,9 +25,6 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
     let lower = DirsLower::with(&options.lower, format, options.owners)?;
     let upper = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) => {
-            if options.make_work {
-                make(work)?;
-            }
             let mut upper = Upper::open(upper, work, format)?.with_owners(options.owners);
             if options.metacopy {
                 upper = upper.with_metacopy(METACOPY_ABOVE);
@@ -40,6 +38,20 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
         _ => None,
     };
     Union::new(Below::Ready(Arc::new(lower)), upper)
+}
+
+/// The union of the branches that `options` names. A work directory is the topmost writable one's.
+pub fn union_of_branches(options: &Options) -> Result<Branches> {
+    options.check()?;
+    let mut branches = options.branches.clone();
+    if let Some(first) = branches.iter_mut().find(|branch| branch.mode == BranchMode::Writable) {
+        first.work.clone_from(&options.work);
+    }
+    // What tells one branch from another, now and later, is not where this process is at present.
+    for branch in &mut branches {
+        branch.path = std::fs::canonicalize(&branch.path).map_err(|error| unusable(&branch.path, &error))?;
+    }
+    Branches::new(&branches, options.format.unwrap_or_else(Format::detect), options.create.unwrap_or_default())
 }
 
 /// The union of an image's merged tree and the changes kept in `changes`, a folder that is made if it does not exist.
@@ -56,12 +68,13 @@ pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&P
     Union::new(Below::Ready(lower), upper.transpose()?)
 }
 
-fn make(dir: &Path) -> Result<()> {
+pub(crate) fn make(dir: &Path) -> Result<()> {
     // The upper's own mode is that of the root; the umask has no say in it.
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
-    made.map_err(|error| Error::Layer {
-        path: dir.display().to_string(),
-        reason: error.to_string(),
-        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-    })
+    made.map_err(|error| unusable(dir, &error))
+}
+
+fn unusable(dir: &Path, error: &std::io::Error) -> Error {
+    let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+    Error::Layer { path: dir.display().to_string(), reason: error.to_string(), errno }
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use rustix::mount::MountAttrFlags;
 
+use crate::branches::{BranchMode, BranchSpec, CreatePolicy};
 use crate::error::{Error, Result};
 use crate::ids::IdMap;
 use crate::lower::Role;
@@ -21,14 +22,16 @@ use crate::upper::Format;
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// `lowerdir`: directories to be united, top first; those behind `::` have data alone. Or `branch`, once for each.
+    /// `lowerdir`: directories to be united, top first; those behind `::` have data alone.
     pub lower: Vec<(PathBuf, Role)>,
+    /// `branch`, once for each: directories to be united as AUFS does, top first.
+    pub branches: Vec<BranchSpec>,
+    /// `create`: which of the writable branches gets what is new.
+    pub create: Option<CreatePolicy>,
     /// `upperdir`: where changes go.
     pub upper: Option<PathBuf>,
     /// `workdir`: on the upper's disk, for changes under way.
     pub work: Option<PathBuf>,
-    /// Whether the work directory is made if it isn't there.
-    pub make_work: bool,
     /// `userxattr`, or its contrary: which extended attributes the layers use. Without, what the process may use.
     pub format: Option<Format>,
     /// `metacopy`: whether changes of attributes alone leave a file's contents in the lower.
@@ -91,6 +94,18 @@ impl Options {
     pub fn check(&self) -> Result<()> {
         let refused =
             |option: &str, reason: &str| Err(Error::Option { option: option.to_owned(), reason: reason.to_owned() });
+        if !self.branches.is_empty() {
+            return match () {
+                () if !self.lower.is_empty() || self.upper.is_some() => {
+                    refused("branch", "does not go with lowerdir and upperdir")
+                }
+                () if self.owners != Owners::Disk => refused("branch", "does not go with xattr_permissions"),
+                () => Ok(()),
+            };
+        }
+        if self.create.is_some() {
+            return refused("create", "is for branches");
+        }
         match (&self.upper, &self.work) {
             (Some(_), None) => refused("upperdir", "needs a workdir"),
             (None, Some(_)) => refused("workdir", "needs an upperdir"),
@@ -129,6 +144,10 @@ impl Options {
                 }
             }
             "branch" => return Some(self.branch(value)),
+            "create" => match std::str::from_utf8(value).ok().and_then(CreatePolicy::named) {
+                Some(policy) => self.create = Some(policy),
+                None => return refused("is none of tdp, mfs and rr"),
+            },
             "upperdir" | "workdir" if value.is_empty() => return refused("names no directory"),
             "upperdir" => self.upper = Some(path(value)),
             "workdir" => self.work = Some(path(value)),
@@ -151,39 +170,12 @@ impl Options {
         Some(Ok(()))
     }
 
-    /// `branch=PATH=MODE`, as AUFS has them: the first is on top. One may be written to, which is the first.
+    /// `branch=PATH=MODE`, as AUFS has them: the first is on top.
     fn branch(&mut self, value: &[u8]) -> Result<()> {
-        let refused = |reason: &str| {
-            let option = format!("branch={}", value.escape_ascii());
-            Err(Error::Option { option, reason: reason.to_owned() })
-        };
-        let (dir, mode) = match value.iter().rposition(|&byte| byte == b'=') {
-            Some(at) => (path(&value[..at]), &value[at + 1..]),
-            // The first branch is writable by default, the others are not.
-            None if self.lower.is_empty() && self.upper.is_none() => (path(value), &b"rw"[..]),
-            None => (path(value), &b"ro"[..]),
-        };
-        match mode {
-            _ if dir.as_os_str().is_empty() => refused("names no directory"),
-            b"rw" if self.upper.is_some() || !self.lower.is_empty() => {
-                refused("one branch can be written to, and it is the first")
-            }
-            b"rw" => {
-                let mut beside = dir.clone().into_os_string();
-                beside.push(".work");
-                (self.upper, self.work, self.make_work) = (Some(dir), Some(beside.into()), true);
-                Ok(())
-            }
-            b"ro" => {
-                self.lower.push((dir, Role::Unmarked));
-                Ok(())
-            }
-            b"ro+wh" => {
-                self.lower.push((dir, Role::Layer));
-                Ok(())
-            }
-            _ => refused("has another mode than rw, ro and ro+wh"),
-        }
+        // The first branch is writable by default, the others are not.
+        let mode = if self.branches.is_empty() { BranchMode::Writable } else { BranchMode::ReadOnly };
+        self.branches.push(branch(&plain(value), mode)?);
+        Ok(())
     }
 
     /// Options of `fuse-overlayfs`: what programs are shown, and what Mica has no use for since it does so always.
@@ -266,6 +258,23 @@ impl Options {
         }
         Some(())
     }
+}
+
+/// A branch by its text, `PATH` or `PATH=MODE`.
+pub fn branch(text: &[u8], default: BranchMode) -> Result<BranchSpec> {
+    let refused = |reason: &str| {
+        let option = format!("branch={}", text.escape_ascii());
+        Err(Error::Option { option, reason: reason.to_owned() })
+    };
+    let (dir, mode) = match text.iter().rposition(|&byte| byte == b'=') {
+        Some(at) => (&text[..at], std::str::from_utf8(&text[at + 1..]).ok().and_then(BranchMode::named)),
+        None => (text, Some(default)),
+    };
+    let Some(mode) = mode else { return refused("has another mode than rw, ro and ro+wh") };
+    if dir.is_empty() {
+        return refused("names no directory");
+    }
+    Ok(BranchSpec { path: OsString::from_vec(dir.to_vec()).into(), mode, work: None })
 }
 
 /// The mount's attributes that an option sets and clears.
@@ -366,15 +375,20 @@ mod tests {
     }
 
     #[test]
-    fn branches_are_taken_in_their_order_and_one_is_written_to() {
-        let options = parsed("branch=/t\\,op=rw,branch=/a=b=ro+wh,branch=/c=ro,branch=/d").unwrap();
-        assert_eq!((options.upper, options.work), (Some("/t,op".into()), Some("/t,op.work".into())));
-        let lower = [("/a=b", Role::Layer), ("/c", Role::Unmarked), ("/d", Role::Unmarked)];
-        assert_eq!(options.lower, lower.map(|(path, role)| (PathBuf::from(path), role)));
-        assert_eq!(parsed("branch=/a,branch=/b,workdir=/w").unwrap().work, Some("/w".into()));
-        assert_eq!(parsed("branch=/a=ro,branch=/b").unwrap().upper, None);
-        for text in ["branch=/a=rw,branch=/b=rw", "branch=/a=ro,branch=/b=rw", "branch=/a=rx", "branch==ro"] {
-            assert!(parsed(text).unwrap_err().to_string().contains("branch="), "{text}");
+    fn branches_are_taken_in_their_order() {
+        let told = |text: &str| {
+            let branches = parsed(text).unwrap().branches.into_iter();
+            branches.map(|branch| format!("{}:{}", branch.path.display(), branch.mode)).collect::<Vec<_>>().join(" ")
+        };
+        let text = "branch=/t\\,op,branch=/a=b=ro+wh,branch=/c=rw,branch=/d";
+        assert_eq!(told(text), "/t,op:rw /a=b:ro+wh /c:rw /d:ro");
+        assert_eq!(told("branch=/a=ro,branch=/b"), "/a:ro /b:ro");
+        assert_eq!(parsed("branch=/a,create=mfs").unwrap().create, Some(CreatePolicy::MostFreeSpace));
+        for text in ["branch=/a=rx", "branch==ro", "branch=/a,lowerdir=/b", "branch=/a,xattr_permissions=2"] {
+            assert!(parsed(text).unwrap_err().to_string().contains("branch"), "{text}");
+        }
+        for text in ["branch=/a,create=best", "lowerdir=/a,create=rr"] {
+            assert!(parsed(text).unwrap_err().to_string().contains("create"), "{text}");
         }
     }
 

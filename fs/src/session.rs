@@ -24,8 +24,9 @@ use rustix::mount::MountAttrFlags;
 use crate::error::{Error, Result};
 use crate::fuse::{Adapter, Serving, Shown};
 use crate::fusermount::unmount;
+use crate::inode::Ino;
 use crate::keeper::{Attach, Connection, Keeper};
-use crate::union::Union;
+use crate::served::Served;
 
 /// How long an unmount waits for the last request of a mount that nobody sees any more.
 const LAST: Duration = Duration::from_secs(5);
@@ -106,7 +107,7 @@ impl Session {
         keeper: &Keeper,
         id: &str,
         mountpoint: &Path,
-        union: Arc<Union>,
+        union: Arc<dyn Served>,
         options: &MountOptions,
     ) -> Result<Session> {
         union.begin()?;
@@ -128,7 +129,7 @@ impl Session {
 
     /// Goes on serving what an earlier server mounted under the name `id`. `union` must be made of the same
     /// directories or layers, `options` must say the same.
-    pub fn resume(keeper: &Keeper, id: &str, union: Arc<Union>, options: &MountOptions) -> Result<Session> {
+    pub fn resume(keeper: &Keeper, id: &str, union: Arc<dyn Served>, options: &MountOptions) -> Result<Session> {
         let connection = keeper.take(id)?;
         union.recover()?;
         Session::start(keeper, id, connection, union, options)
@@ -138,7 +139,7 @@ impl Session {
         keeper: &Keeper,
         id: &str,
         connection: Connection,
-        union: Arc<Union>,
+        union: Arc<dyn Served>,
         options: &MountOptions,
     ) -> Result<Session> {
         let Connection { device, ledger, mountpoint, init } = connection;
@@ -179,6 +180,11 @@ impl Session {
     pub fn counts(&self) -> Counts {
         let (upper_passthrough, lower_passthrough) = self.serving.table.counts();
         Counts { handles: self.serving.handles.count(), upper_passthrough, lower_passthrough }
+    }
+
+    /// Makes the kernel forget a name; what nobody uses is then given back. To be called without locks of what is served.
+    pub fn forget_name(&self, parent: Ino, name: &[u8]) {
+        self.serving.forget_name(parent, name);
     }
 
     /// Unmounts and waits until the connection has ended. `lazy` takes the mount out of sight at once, whoever uses
@@ -238,7 +244,7 @@ impl Session {
 mod tests {
     use super::*;
     use crate::lower::{DirsLower, Format};
-    use crate::union::Below;
+    use crate::union::{Below, Union};
 
     fn served_after(first: impl FnOnce(&Connection)) {
         if !rustix::process::getuid().is_root() || rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK).is_err()

@@ -13,10 +13,10 @@
 //!    upper inodes that exist. Never held while contents are copied;
 //! 3. `nodes`, `opens`, `handles`, `directories`: tables, held for a lookup in them alone.
 
-mod acl;
-mod attr;
+pub(crate) mod acl;
+pub(crate) mod attr;
 mod complete;
-mod copy_up;
+pub(crate) mod copy_up;
 mod create;
 mod link;
 mod lookup;
@@ -221,7 +221,7 @@ impl Union {
 }
 
 /// Refuses names that no directory can hold.
-fn valid_name(name: &[u8]) -> Result<()> {
+pub(crate) fn valid_name(name: &[u8]) -> Result<()> {
     if name.len() > 255 {
         return Err(Errno::NAMETOOLONG.into());
     }

@@ -175,7 +175,7 @@ impl Upper {
 }
 
 /// Whether the directory is the one with `identity` or below it.
-fn is_below(dir: &OwnedFd, identity: (u64, u64)) -> Result<bool> {
+pub(crate) fn is_below(dir: &OwnedFd, identity: (u64, u64)) -> Result<bool> {
     let mut at = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty())?;
     let mut last = None;
     loop {

@@ -199,12 +199,56 @@ ls -A ram/changes
 mica mount -o branch=ram/changes,branch=lower=ro+wh,branch=base mnt
 ls -A mnt
 umount mnt
-mica mount --branch lower=rw --branch upper=rw mnt 2>&1 | grep -o 'one branch can be written to'
+mica mount --branch lower=rx mnt 2>&1 | grep -o 'another mode than rw, ro and ro+wh'
 "#;
     let test = "a_live_system_writes_to_memory_over_a_base_that_can_not_change";
     let Some(said) = script(test, text)? else { return Ok(()) };
     let expected = "dir\nfile\ngone\nupdate\nbelow\nupdate\nchanged\nfile\nupdate\n\
-                    deleted\ndir\ngone\nupdate\none branch can be written to\n";
+                    deleted\ndir\ngone\nupdate\nanother mode than rw, ro and ro+wh\n";
     ensure_eq!(said, expected, "what shows");
+    Ok(())
+}
+
+#[test]
+fn branches_come_go_and_change_while_they_are_mounted() -> Result {
+    let text = r#"
+mkdir one two three three/only && echo one > one/file && echo two > two/file && echo two > two/below && echo three > three/only/file
+mica mount --create rr --branch one=rw --branch two=ro mnt
+cat mnt/file
+ls mnt/only 2>/dev/null || echo absent
+# What was looked for in vain shows when it comes.
+mica branch add --bottom mnt three=rw
+cat mnt/only/file
+touch mnt/a mnt/b && ls one three
+mica branch ls mnt | awk 'NR > 1 { print $1, $2 }' | sed "s,$PWD/,,"
+# In use: a file, a working directory, a file that is being written.
+exec 3< mnt/only/file
+mica branch rm mnt three 2>&1 | grep -o 'a file of it is open'
+exec 3<&-
+(cd mnt/only && mica branch rm "$1/mnt" "$1/three" 2>&1 | grep -o 'a file or directory of it is in use')
+exec 3>> mnt/file
+mica branch mode mnt one=ro 2>&1 | grep -o 'a file of it is open for writing'
+exec 3>&-
+mica branch rm mnt three
+ls mnt
+mica branch mode mnt one=ro
+echo more 2>/dev/null >> mnt/file || echo refused
+mica branch mode mnt two=rw
+rm mnt/below && ls two
+mica branch rm mnt one
+cat mnt/file
+mica branch rm mnt two 2>&1 | grep -o 'is the last branch'
+mica branch add mnt "$1/mnt" 2>&1 | grep -o 'is in the mount itself'
+mica branch add mnt two/../two 2>&1 | grep -o 'is a branch already'
+u mica branch ls mnt 2>&1 | grep -o 'only root and the user who mounted it may ask\|is no mount that' | head -n 1
+mica umount mnt
+mica branch ls mnt 2>&1 | grep -o 'is no mount that'
+"#;
+    let Some(said) = script("branches_come_go_and_change_while_they_are_mounted", text)? else { return Ok(()) };
+    let expected = "one\nabsent\nthree\none:\na\nfile\n\nthree:\nb\nonly\none rw\ntwo ro\nthree rw\n\
+                    a file of it is open\na file or directory of it is in use\na file of it is open for writing\n\
+                    a\nbelow\nfile\nrefused\nfile\ntwo\nis the last branch\nis in the mount itself\n\
+                    is a branch already\nis no mount that\nis no mount that\n";
+    ensure_eq!(said, expected, "what was said");
     Ok(())
 }

@@ -110,7 +110,7 @@ impl Helper {
             report(self.form, line.sloppy, &ignored)?;
         }
         options.check().map_err(|error| Failure::text(error.to_string()))?;
-        if options.lower.is_empty() {
+        if options.lower.is_empty() && options.branches.is_empty() {
             return Err(Failure::text("no lowerdir: what is to be mounted?"));
         }
         if line.fake {
@@ -120,6 +120,7 @@ impl Helper {
         let arguments = Mount {
             options: Vec::new(),
             branches: Vec::new(),
+            create: None,
             image: None,
             rw: None,
             verify: None,

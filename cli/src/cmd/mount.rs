@@ -17,10 +17,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use mica_fs::keeper::Keeper;
-use mica_fs::mount::{union_of_dirs, union_of_image};
+use mica_fs::mount::{union_of_branches, union_of_dirs, union_of_image};
 use mica_fs::options::Options;
+use mica_fs::served::Served;
 use mica_fs::session::Session;
-use mica_fs::{Objects, Owners};
+use mica_fs::{Branches, Objects, Owners};
 use mica_layerdb::tree::Tree;
 use mica_snapshotter::admin::{Call, ImageLock, MountableImage};
 use mica_snapshotter::config::Verify;
@@ -30,6 +31,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::Context;
 use crate::args::Mount;
 use crate::backend::Backend;
+use crate::control::Control;
 use crate::mounts::{Note, Written};
 use crate::{Failure, output};
 
@@ -74,16 +76,20 @@ fn options(arguments: &Mount) -> Result<Options, Failure> {
     for branch in &arguments.branches {
         options.parse(&[b"branch=", &*escaped(branch.as_bytes())].concat()).map_err(usage)?;
     }
+    if let Some(policy) = &arguments.create {
+        options.parse(format!("create={policy}").as_bytes()).map_err(usage)?;
+    }
     options.check().map_err(usage)?;
     match &arguments.image {
-        None if options.lower.is_empty() => {
+        None if options.lower.is_empty() && options.branches.is_empty() => {
             Err(Failure::Usage("what to mount? `-o lowerdir=A:B` names directories, `--image REF` an image".to_owned()))
         }
         Some(_) if options.owners != Owners::Disk => {
             Err(Failure::Usage("xattr_permissions: an image of the store has its owners itself".to_owned()))
         }
-        Some(_) if !options.lower.is_empty() || options.upper.is_some() => {
-            Err(Failure::Usage("an image is mounted with `--rw DIR`, not with lowerdir or upperdir".to_owned()))
+        Some(_) if !options.lower.is_empty() || options.upper.is_some() || !options.branches.is_empty() => {
+            let text = "an image is mounted with `--rw DIR`, not with lowerdir, upperdir or branches";
+            Err(Failure::Usage(text.to_owned()))
         }
         _ => Ok(options),
     }
@@ -144,20 +150,27 @@ fn serve(
     rustix::process::umask(Mode::empty());
     let wait = Wait { background };
     let prepared = arguments.image.as_deref().map(|image| prepare(context, arguments, image)).transpose()?;
-    let union = match &prepared {
+    let mut branches = None;
+    let union: Arc<dyn Served> = match &prepared {
         Some(prepared) if kernel::serve(context, arguments, options, prepared, mountpoint, wait)? => return Ok(()),
-        Some(prepared) => union_of_image(prepared.tree()?, prepared.objects()?, prepared.changes.as_deref())?,
-        None => union_of_dirs(options)?,
+        Some(prepared) => Arc::new(union_of_image(prepared.tree()?, prepared.objects()?, prepared.changes.as_deref())?),
+        None if options.branches.is_empty() => Arc::new(union_of_dirs(options)?),
+        None => branches.insert(Arc::new(union_of_branches(options)?)).clone(),
     };
     let signals = Signals::catch()?;
     let id = format!("{}", std::process::id());
-    let session = Session::mount(&Keeper::in_process(), &id, mountpoint, Arc::new(union), &options.mount)?;
+    let session = Session::mount(&Keeper::in_process(), &id, mountpoint, union, &options.mount)?;
     let session = Arc::new(session);
     let ending = Arc::clone(&session);
     signals.end(move |lazy| ending.try_unmount(lazy))?;
-    let note = ready(context, mountpoint, wait)?;
+    let note = leave_note(context, mountpoint);
+    let control = match (branches, &note) {
+        (Some(branches), Some(note)) => control(note, branches, &session),
+        _ => None,
+    };
+    ready(wait)?;
     session.wait();
-    drop((note, prepared));
+    drop((control, note, prepared));
     Ok(())
 }
 
@@ -167,8 +180,8 @@ struct Wait {
     background: bool,
 }
 
-/// Leaves a note of a mount that answers, and tells who waits for it.
-fn ready(context: &Context, mountpoint: &Path, wait: Wait) -> Result<Option<Written>, Failure> {
+/// Leaves a note of a mount that answers.
+fn leave_note(context: &Context, mountpoint: &Path) -> Option<Written> {
     let note = Note { pid: std::process::id(), mountpoint: mountpoint.to_path_buf() }.write(&context.state());
     match &note {
         // Without privilege there may be no such folder; engines, which end their mounts themselves, need none.
@@ -178,11 +191,22 @@ fn ready(context: &Context, mountpoint: &Path, wait: Wait) -> Result<Option<Writ
         Err(error) => tracing::warn!(%error, "`mica umount --all` will not know of this mount"),
         Ok(_) => {}
     }
+    note.ok()
+}
+
+/// Lets the branches of a mount be changed.
+fn control(note: &Written, branches: Arc<Branches>, session: &Arc<Session>) -> Option<Control> {
+    let control = Control::serve(note.path(), branches, Arc::clone(session));
+    control.inspect_err(|error| tracing::warn!(%error, "`mica branch` can't reach this mount")).ok()
+}
+
+/// Tells who waits for the mount to answer.
+fn ready(wait: Wait) -> Result<(), Failure> {
     rustix::process::chdir("/")?;
     if wait.background {
         say_ready()?;
     }
-    Ok(note.ok())
+    Ok(())
 }
 
 /// An image that is about to be mounted, and what keeps its layers.

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::Context;
 use crate::Failure;
 use crate::args::Umount;
+use crate::control::Control;
 use crate::mounts::{Note, mounted};
 
 /// How long the process that served a mount may take to end.
@@ -34,7 +35,7 @@ pub fn run(context: &Context, arguments: &Umount) -> Result<(), Failure> {
 }
 
 /// The absolute path of a mountpoint, without a look into it: a mount whose server is gone has nothing to show.
-fn place(mountpoint: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn place(mountpoint: &Path) -> Result<PathBuf, Failure> {
     let resolve = |path: &Path| {
         std::fs::canonicalize(path).map_err(|error| Failure::text(format!("{}: {error}", mountpoint.display())))
     };
@@ -54,6 +55,7 @@ fn forget(notes: &[(PathBuf, Note)]) {
     for (path, _) in notes.iter().filter(|(_, note)| !note.is_served()) {
         // It is gone already if the process ended in an orderly way.
         let _ = std::fs::remove_file(path);
+        let _ = std::fs::remove_file(Control::beside(path));
     }
 }
 

@@ -19,9 +19,10 @@ impl Serving {
         }
         match self.opened_dir(request.unique().0, ino) {
             // The kernel drops the listing when something is changed in the directory, by itself.
-            Ok(number) => {
+            Ok(number) if self.union.is_constant() => {
                 reply.opened(FileHandle(number), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
             }
+            Ok(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -82,7 +83,7 @@ impl Serving {
             let kept = self.kept_dir(ino)?;
             return self.union.readdir(kept.fh, after, plus, each);
         }
-        let fh: Fh = self.handle(fh)?.fh(&self.union)?;
+        let fh: Fh = self.handle(fh)?.fh(&*self.union)?;
         self.union.readdir(fh, after, plus, each)
     }
 

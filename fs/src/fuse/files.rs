@@ -132,7 +132,7 @@ impl Serving {
         if self.read_only || self.shown.volatile {
             return Ok(());
         }
-        self.union.fsync(self.handle(fh)?.fh(&self.union)?, data_only)
+        self.union.fsync(self.handle(fh)?.fh(&*self.union)?, data_only)
     }
 
     pub(super) fn lseek(&self, ino: Ino, fh: FileHandle, offset: i64, whence: i32) -> Result<u64> {

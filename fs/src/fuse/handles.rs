@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::inode::Fh;
 use crate::passthrough::Passthrough;
+use crate::served::Served;
 use crate::session::ledger::{Entry, Ledger, RESENT, Via};
-use crate::union::Union;
 
 /// All open handles of a connection.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl Handles {
 
 impl Handle {
     /// The union's handle; opened anew when an earlier server had it.
-    pub(crate) fn fh(&self, union: &Union) -> Result<Fh> {
+    pub(crate) fn fh(&self, union: &dyn Served) -> Result<Fh> {
         if let Some(fh) = self.fh.get() {
             return Ok(*fh);
         }

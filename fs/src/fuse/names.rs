@@ -14,7 +14,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::files::OpenedFile;
-use super::translate::{FOREVER, errno, fopen, open_flags};
+use super::translate::{errno, fopen, open_flags};
 use super::{Error, Result, Serving};
 use crate::inode::{Attr, Caller, Fh, Ino, SetAttr};
 use crate::session::ledger::{RESENT, Via};
@@ -79,9 +79,9 @@ impl Serving {
                 let (fh, fopen) = (FileHandle(number), fopen(flags, via));
                 match via {
                     Via::Upper(id) | Via::Lower(id) => {
-                        sys::reply_created(reply, FOREVER, &self.attributes(&attr), (fh, fopen, id));
+                        sys::reply_created(reply, self.lasting(), &self.attributes(&attr), (fh, fopen, id));
                     }
-                    _ => reply.created(&FOREVER, &self.attributes(&attr), Generation(0), fh, fopen),
+                    _ => reply.created(&self.lasting(), &self.attributes(&attr), Generation(0), fh, fopen),
                 }
             }
             Err(error) => reply.error(errno(&error)),

@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::ids::Ids;
 use crate::inode::{Attr, Caller, Fh, Ino};
 use crate::passthrough::Passthrough;
+use crate::served::Served;
 use crate::session::ledger::Ledger;
 use crate::session::{MountOptions, notify};
-use crate::union::Union;
 
 /// Files, and directories, that a read-only mount keeps open: the kernel tells it of no open and no close.
 const KEPT_OPEN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
@@ -45,7 +45,7 @@ pub struct Shown {
 /// All state of a served connection.
 #[derive(Debug)]
 pub(crate) struct Serving {
-    pub(crate) union: Arc<Union>,
+    pub(crate) union: Arc<dyn Served>,
     pub(crate) table: Passthrough,
     pub(crate) handles: Handles,
     pub(super) device: OwnedFd,
@@ -61,7 +61,7 @@ pub(crate) struct Serving {
 /// A handle of the union that a read-only mount shares among all programs.
 #[derive(Debug)]
 pub(super) struct Kept {
-    union: Arc<Union>,
+    union: Arc<dyn Served>,
     pub(super) fh: Fh,
     dir: bool,
 }
@@ -75,7 +75,7 @@ impl Drop for Kept {
 impl Serving {
     /// Serves `union` on the connection of `device`. What `ledger` tells of an earlier server is taken over.
     pub(crate) fn new(
-        union: Arc<Union>,
+        union: Arc<dyn Served>,
         device: &OwnedFd,
         ledger: OwnedFd,
         read_only: bool,
@@ -116,7 +116,12 @@ impl Serving {
     /// How long attributes hold. A store into a shared mapping of a file that is passed through changes its times
     /// without a message, so they do not hold while somebody can do that.
     pub(super) fn ttl(&self, ino: Ino) -> Duration {
-        if self.table.is_written_directly(ino) { Duration::ZERO } else { FOREVER }
+        if self.table.is_written_directly(ino) { Duration::ZERO } else { self.lasting() }
+    }
+
+    /// How long names hold, also those that stand for nothing.
+    pub(super) fn lasting(&self) -> Duration {
+        if self.union.is_constant() { FOREVER } else { Duration::ZERO }
     }
 
     /// An inode's attributes in the kernel's terms, as programs are to see them.
@@ -149,6 +154,13 @@ impl Serving {
         }
     }
 
+    /// Makes the kernel forget a name.
+    pub(crate) fn forget_name(&self, parent: Ino, name: &[u8]) {
+        if let Err(errno) = notify::invalidate_entry(&self.device, parent, name) {
+            tracing::debug!(%errno, %parent, "invalidating a name");
+        }
+    }
+
     pub(super) fn handle(&self, fh: FileHandle) -> Result<Arc<Handle>> {
         self.handles.get(fh.0)
     }
@@ -160,12 +172,12 @@ impl Serving {
             tracing::debug!(%ino, "an operation on a file that is not open");
             return Err(Error::Refused(Errno::ROFS));
         }
-        self.handle(fh)?.fh(&self.union)
+        self.handle(fh)?.fh(&*self.union)
     }
 
     /// The same, if there is one; attributes can be had without.
     pub(super) fn opened(&self, fh: FileHandle) -> Option<Fh> {
-        if self.read_only { None } else { self.handle(fh).ok()?.fh(&self.union).ok() }
+        if self.read_only { None } else { self.handle(fh).ok()?.fh(&*self.union).ok() }
     }
 
     /// The shared handle of a file of a read-only mount.

@@ -33,7 +33,7 @@ use crate::lower::{Format, Role};
 use crate::owners::{Owner, Owners};
 use layer::{Layers, Name, Real, Xattrs};
 use merge::{Merged, merge};
-use number::{LAYERS_MAX, Numbers};
+pub(crate) use number::{LAYERS_MAX, Numbers};
 use resolve::Part;
 
 /// A stack of plain directories, merged.

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use crate::inode::Ino;
 
 const INVALIDATE_INODE: i32 = 2;
+const INVALIDATE_ENTRY: i32 = 3;
 const RESEND: i32 = 7;
 const HEADER: usize = 16;
 
@@ -25,6 +26,20 @@ pub(crate) fn invalidate_attributes(device: impl AsFd, ino: Ino) -> Result<(), E
     // A negative offset leaves the data alone.
     body[8..16].copy_from_slice(&(-1i64).to_le_bytes());
     match send(device, INVALIDATE_INODE, &body) {
+        Err(Errno::NOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes the kernel forget a name, and what is behind it if nobody uses that. No lock may be held that a request waits for:
+/// the kernel locks the directory.
+pub(crate) fn invalidate_entry(device: impl AsFd, parent: Ino, name: &[u8]) -> Result<(), Errno> {
+    let mut body = vec![0; 16];
+    body[0..8].copy_from_slice(&parent.0.to_le_bytes());
+    body[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
+    body.extend_from_slice(name);
+    body.push(0);
+    match send(device, INVALIDATE_ENTRY, &body) {
         Err(Errno::NOENT) => Ok(()),
         result => result,
     }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::upper::Spot;
 
-pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(crate) const DEFAULT: &[u8] = b"system.posix_acl_default";
 const ACCESS: &[u8] = b"system.posix_acl_access";
 
 const HEADER: usize = 4;
@@ -21,7 +21,7 @@ const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
 /// Gives a new inode of `mode` what it inherits from `default`, its permissions included.
-pub(super) fn inherit(spot: &Spot, default: &[u8], mode: u32, dir: bool) -> Result<(), Errno> {
+pub(crate) fn inherit(spot: &Spot, default: &[u8], mode: u32, dir: bool) -> Result<(), Errno> {
     let mut access = default.to_vec();
     let mode = restrict(&mut access, mode).ok_or(Errno::IO)?;
     spot.chmod(mode)?;

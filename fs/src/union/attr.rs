@@ -165,8 +165,8 @@ impl Union {
         if set.kill_privileges {
             kill_privileges(upper, &spot)?;
         }
-        if set.atime.is_some() || set.mtime.is_some() {
-            spot.set_times(&Timestamps { last_access: time(set.atime), last_modification: time(set.mtime) })?;
+        if let Some(times) = times(set) {
+            spot.set_times(&times)?;
         }
         self.attr_at(ino, &spot)
     }
@@ -175,14 +175,23 @@ impl Union {
 /// What a write by a user without privilege does to a program's (inode(7)).
 fn kill_privileges(upper: &Upper, spot: &Spot) -> Result<(), Errno> {
     let mode = upper.stat(spot)?.st_mode;
-    let mut kept = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
-        kept &= !libc::S_ISGID;
-    }
+    let kept = kill_bits(mode);
     if kept != mode {
         upper.chmod(spot, kept)?;
     }
     upper.drop_capabilities(spot)
+}
+
+/// A mode without set-user-id, and without set-group-id where the group may execute.
+pub(crate) fn kill_bits(mode: u32) -> u32 {
+    let kept = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP == 0 { kept } else { kept & !libc::S_ISGID }
+}
+
+/// The times to be set; `None` if none are.
+pub(crate) fn times(set: &SetAttr) -> Option<Timestamps> {
+    let wanted = set.atime.is_some() || set.mtime.is_some();
+    wanted.then(|| Timestamps { last_access: time(set.atime), last_modification: time(set.mtime) })
 }
 
 fn time(set: Option<SetTime>) -> Timespec {

@@ -21,7 +21,7 @@ use crate::upper::{Format, Mark, Spot, Upper};
 
 /// What of a file's contents a copy-up takes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Keep {
+pub(crate) enum Keep {
     /// All.
     Contents,
     /// None: they are about to be cut off.
@@ -321,7 +321,7 @@ fn made_stat(union: &Union, parent: Ino, name: &[u8]) -> Result<u64> {
     Ok(Spot::at(&dir, name).stat()?.st_ino)
 }
 
-pub(super) fn times_of(spot: &Spot) -> Result<Timestamps, Errno> {
+pub(crate) fn times_of(spot: &Spot) -> Result<Timestamps, Errno> {
     let stat = spot.stat()?;
     Ok(Timestamps {
         last_access: Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec as _ },
@@ -347,7 +347,7 @@ pub(super) fn file_type(kind: FileKind) -> rustix::fs::FileType {
 }
 
 /// Copies contents: by sharing the disk's blocks where it can, else piece by piece, holes left out.
-pub(super) fn copy_contents(from: &LowerFile, size: u64, to: &File) -> Result<()> {
+pub(crate) fn copy_contents(from: &LowerFile, size: u64, to: &File) -> Result<()> {
     if let LowerFile::File { file, .. } = from {
         if rustix::fs::ioctl_ficlone(to, file.as_fd()).is_ok() {
             return Ok(());

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use mica_fs::branches::{BranchMode, BranchSpec, CreatePolicy};
 use mica_fs::diff::write_diff;
 use mica_fs::inode::{FileKind, Timestamp};
 use mica_fs::lower::{DirsLower, Lower, TreeLower};
-use mica_fs::{Attr, Below, Caller, Fh, Format, Ino, Objects, ROOT, SetAttr, SetTime, Union, Upper};
+use mica_fs::served::Served;
+use mica_fs::{Attr, Below, Branches, Caller, Fh, Format, Ino, Objects, ROOT, SetAttr, SetTime, Union, Upper};
 use mica_layerdb::{DiffId, IngestOptions, Store};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -24,6 +27,13 @@ pub enum Layers {
     Dirs(Vec<PathBuf>),
     /// Layers of the store, the newest last.
     Tree(Vec<DiffId>),
+    /// Branches, of which several can be written to, around one that can't.
+    Branches {
+        policy: CreatePolicy,
+        /// Top first.
+        specs: Vec<BranchSpec>,
+        live: Option<Arc<Branches>>,
+    },
 }
 
 pub struct Direct {
@@ -33,7 +43,7 @@ pub struct Direct {
     metacopy: bool,
     layers: Layers,
     generation: usize,
-    union: Option<Union>,
+    union: Option<Arc<dyn Served>>,
     lookups: HashMap<Ino, u64>,
     held: Vec<Held>,
     /// The numbers that names led to when all was last shown.
@@ -88,6 +98,19 @@ impl Direct {
         Direct::new(dir, format, Layers::Tree(vec![layer]))
     }
 
+    /// Branches that can be written to above and below that directory, which can't.
+    pub fn among_branches(dir: TempDir, format: Format, policy: CreatePolicy) -> Direct {
+        let branch = |name: &str, mode| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            BranchSpec { path, mode, work: None }
+        };
+        let (rw, ro) = (BranchMode::Writable, BranchMode::ReadOnly);
+        let specs = vec![branch("one", rw), branch("two", rw), branch("base", ro), branch("three", rw)];
+        become_root(&specs[2].path, &specs[0].path);
+        Direct::new(dir, format, Layers::Branches { policy, specs, live: None })
+    }
+
     fn new(dir: TempDir, format: Format, layers: Layers) -> Direct {
         let (lookups, held) = (HashMap::new(), Vec::new());
         let named = HashSet::new();
@@ -110,6 +133,7 @@ impl Direct {
                 let dirs: Vec<_> = dirs.iter().rev().collect();
                 Arc::new(DirsLower::open(&dirs, self.format).unwrap())
             }
+            Layers::Branches { .. } => unreachable!("branches are no lower"),
             Layers::Tree(layers) => {
                 let objects = Objects::sealed(store().objects_path()).unwrap();
                 Arc::new(TreeLower::new(store().chain(layers).unwrap(), Arc::new(objects)))
@@ -131,11 +155,17 @@ impl Direct {
     }
 
     fn begin(&mut self) {
-        self.union = Some(Union::new(Below::Ready(self.lower()), Some(self.upper())).unwrap());
+        if let Layers::Branches { policy, specs, live } = &mut self.layers {
+            let branches = Arc::new(Branches::new(specs, self.format, *policy).unwrap());
+            *live = Some(branches.clone());
+            self.union = Some(branches);
+            return;
+        }
+        self.union = Some(Arc::new(Union::new(Below::Ready(self.lower()), Some(self.upper())).unwrap()));
     }
 
-    fn union(&self) -> &Union {
-        self.union.as_ref().expect("a union between two mounts")
+    fn union(&self) -> &dyn Served {
+        self.union.as_deref().expect("a union between two mounts")
     }
 
     fn look(&mut self, dir: Ino, name: &[u8]) -> Result<Attr, Errno> {
@@ -237,6 +267,22 @@ impl Direct {
     }
 }
 
+/// Gives a directory the attributes of another: the topmost branch says what the root is.
+fn become_root(from: &std::path::Path, to: &std::path::Path) {
+    let metadata = fs::metadata(from).unwrap();
+    std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid())).unwrap();
+    fs::set_permissions(to, metadata.permissions()).unwrap();
+    let mut names = vec![0; 64 << 10];
+    let length = rustix::fs::listxattr(from, &mut names[..]).unwrap();
+    for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 64 << 10];
+        let length = rustix::fs::getxattr(from, name, &mut value[..]).unwrap();
+        rustix::fs::setxattr(to, name, &value[..length], rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let times = fs::FileTimes::new().set_accessed(metadata.accessed().unwrap());
+    fs::File::open(to).unwrap().set_times(times.set_modified(metadata.modified().unwrap())).unwrap();
+}
+
 /// A layer of what an upper changes.
 fn ingest(lower: &dyn Lower, upper: &Upper) -> DiffId {
     let mut tar = Vec::new();
@@ -251,7 +297,8 @@ fn errno<T>(result: mica_fs::Result<T>) -> Result<T, Errno> {
 
 impl Subject for Direct {
     fn abilities(&self) -> Abilities {
-        let dirs = matches!(self.layers, Layers::Dirs(_));
+        let dirs = !matches!(self.layers, Layers::Tree(_));
+        let zero_devices = matches!(self.layers, Layers::Dirs(_));
         // What is below a nested overlay has its marks as attributes; those of our own a layer does not take.
         let xattrs: &[&str] = match (self.format, dirs) {
             (Format::User, false) => &["user.one", "user.two", "user.overlay.opaque"],
@@ -259,7 +306,11 @@ impl Subject for Direct {
             (Format::Trusted, false) => &["user.one", "user.two", "trusted.overlay.opaque"],
             (Format::Trusted, true) => &["user.one", "user.two", "trusted.overlay.opaque", "trusted.mica.origin"],
         };
-        Abilities { zero_devices: dirs, xattrs, sockets: dirs, long_paths: true }
+        Abilities { zero_devices, xattrs, sockets: dirs, long_paths: true }
+    }
+
+    fn refuses_moves(&self) -> bool {
+        matches!(self.layers, Layers::Branches { .. })
     }
 
     fn apply(&mut self, action: &Action) -> Result<(), Errno> {
@@ -398,6 +449,9 @@ impl Subject for Direct {
     }
 
     fn take_over(&mut self) {
+        if matches!(self.layers, Layers::Branches { .. }) {
+            return;
+        }
         self.union = None;
         self.begin();
         self.union().recover().unwrap();
@@ -412,6 +466,21 @@ impl Subject for Direct {
     }
 
     fn commit(&mut self) {
+        if let Layers::Branches { specs, live: Some(live), .. } = &mut self.layers {
+            // A branch more while the union is used; what was on top may become read-only.
+            self.generation += 1;
+            let path = self.dir.path().join(format!("more-{}", self.generation));
+            fs::create_dir(&path).unwrap();
+            become_root(&specs[0].path, &path);
+            let spec = BranchSpec { path, mode: BranchMode::Writable, work: None };
+            live.add(&spec, 0).unwrap();
+            if self.generation.is_multiple_of(2) {
+                live.set_mode(&specs[0].path, BranchMode::Whiteouts).unwrap();
+                specs[0].mode = BranchMode::Whiteouts;
+            }
+            specs.insert(0, spec);
+            return;
+        }
         self.lookups.clear();
         // As a layer the upper's root speaks for itself.
         let root = self.union().getattr(ROOT, None).unwrap();
@@ -424,6 +493,7 @@ impl Subject for Direct {
                 let Layers::Tree(layers) = &mut self.layers else { unreachable!() };
                 layers.push(layer);
             }
+            Layers::Branches { .. } => unreachable!("branches become no layer"),
             Layers::Dirs(_) => {
                 let Layers::Dirs(dirs) = &mut self.layers else { unreachable!() };
                 dirs.push(upper);

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use direct::Direct;
 use mica_fs::Format;
+use mica_fs::branches::CreatePolicy;
 use reference::Model;
 use steps::{Abilities, Step, action, steps};
 use world::World;
@@ -80,4 +81,26 @@ fn union_over_trees_with_user_marks_is_the_model() {
         let (dir, model) = base(&below);
         World::new(Direct::over_trees(dir, Format::User), model).with_marks_on_files_alone().run(&above);
     });
+}
+
+fn branches_are_the_model(policy: CreatePolicy) {
+    proptest!(config(), |(below in steps(40), above in steps(60))| {
+        let (dir, model) = base(&below);
+        World::new(Direct::among_branches(dir, Format::detect(), policy), model).run(&above);
+    });
+}
+
+#[test]
+fn branches_written_from_the_top_are_the_model() {
+    branches_are_the_model(CreatePolicy::TopDownParent);
+}
+
+#[test]
+fn branches_written_in_turns_are_the_model() {
+    branches_are_the_model(CreatePolicy::RoundRobin);
+}
+
+#[test]
+fn branches_written_where_there_is_room_are_the_model() {
+    branches_are_the_model(CreatePolicy::MostFreeSpace);
 }

@@ -13,7 +13,7 @@ use mica_fs::options::Options;
 use mica_snapshotter::config::{Form, Verify};
 use rustix::mount::MountAttrFlags;
 
-use super::{Prepared, Signals, Wait, ready};
+use super::{Prepared, Signals, Wait, leave_note, ready};
 use crate::Failure;
 use crate::args::Mount;
 use crate::cmd::Context;
@@ -47,7 +47,8 @@ pub(super) fn serve(
     let departure = Departures::new()?.of(mountpoint)?;
     let place = mountpoint.to_path_buf();
     Signals::catch()?.end(move |lazy| Ok(unmount(&place, lazy)?))?;
-    let note = ready(context, mountpoint, wait)?;
+    let note = leave_note(context, mountpoint);
+    ready(wait)?;
     departure.wait();
     drop(note);
     Ok(true)

@@ -98,11 +98,6 @@ impl Layers {
         self.stack.len() as u16
     }
 
-    /// Whether whiteouts and opaque marks of a layer hide something.
-    pub(super) fn heeds_marks(&self, layer: u16) -> bool {
-        self.stack[usize::from(layer)].role == Role::Layer
-    }
-
     /// The directory at the bottom of everything in a layer.
     pub(super) fn root(&self, layer: u16) -> &Arc<Real> {
         &self.roots[usize::from(layer)]

@@ -126,7 +126,6 @@ impl Marks {
             }
         }
         marks.opaque = marks.opaque || stat_at(&*layers.dir(dir)?, OPAQUE_FILE)?.is_some();
-        marks.opaque &= layers.heeds_marks(dir.layer);
         if !marks.opaque && names.iter().any(|name| name == redirect_xattr(format)) {
             marks.redirect = redirect(&xattrs, format, || layers.damaged(dir, "its redirect names no place"))?;
         }

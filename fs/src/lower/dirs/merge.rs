@@ -51,12 +51,10 @@ pub(super) fn merge(layers: &Layers, parts: &[Part]) -> Result<Vec<Merged>> {
 
 fn merge_part(layers: &Layers, part: &Part, at: usize, slots: &mut HashMap<Name, Slot>) -> Result<()> {
     let dir = layers.dir(&part.real)?;
-    let heeds = layers.heeds_marks(part.real.layer);
     let mut deleted: Vec<Name> = Vec::new();
     each_name(dir.as_fd(), |name| {
         match marks::meaning(name) {
             Meaning::Bookkeeping => return Ok(()),
-            Meaning::Deletes(_) if !heeds => return Ok(()),
             Meaning::Deletes(hidden) => {
                 deleted.push(hidden.into());
                 return Ok(());
@@ -69,9 +67,6 @@ fn merge_part(layers: &Layers, part: &Part, at: usize, slots: &mut HashMap<Name,
         }
         let Some(stat) = stat_at(&*dir, name)? else { return Ok(()) };
         let found = classify(layers, part, name, &stat)?;
-        if found.is_none() && !heeds {
-            return Ok(());
-        }
         match (known, found) {
             // Another part of a directory that shows already.
             (Some(Slot { file: Some(file), .. }), Some((FileKind::Directory, _))) => file.parts.push(at),
@@ -149,9 +144,8 @@ pub(super) fn walk(layers: &Layers, base: &Arc<Real>, names: &[Name], format: Fo
     let mut below: Vec<Name> = Vec::new();
     let mut absolute = false;
     for (depth, name) in names.iter().enumerate() {
-        let heeds = layers.heeds_marks(at.layer);
-        let hides = heeds && layers.stat(&at, &marks::deleting(name))?.is_some();
-        let next = layers.stat(&at, name)?.filter(|stat| heeds || !marks::is_whiteout(stat));
+        let hides = layers.stat(&at, &marks::deleting(name))?.is_some();
+        let next = layers.stat(&at, name)?;
         let is_dir = next.is_some_and(|stat| FileKind::from_mode(stat.st_mode) == Some(FileKind::Directory));
         stop |= hides || (next.is_some() && !is_dir);
         if !is_dir {

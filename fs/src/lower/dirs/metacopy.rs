@@ -44,10 +44,8 @@ pub(super) fn open(
         let mut stop = step.stop;
         let mut next = None;
         if let Some(dir) = step.found {
-            let heeds = layers.heeds_marks(dir.real.layer);
-            stop |= heeds && layers.stat(&dir.real, &marks::deleting(&last))?.is_some();
-            let found = layers.stat(&dir.real, &last)?.filter(|stat| heeds || !marks::is_whiteout(stat));
-            if let Some(stat) = found {
+            stop |= layers.stat(&dir.real, &marks::deleting(&last))?.is_some();
+            if let Some(stat) = layers.stat(&dir.real, &last)? {
                 if FileKind::from_mode(stat.st_mode) != Some(FileKind::Regular) {
                     break;
                 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::inode::Ino;
 
 /// The most directories that can be stacked; every number stays below 2^61.
-pub(super) const LAYERS_MAX: usize = 4096;
+pub(crate) const LAYERS_MAX: usize = 4096;
 
 /// Bits for the disk's own number.
 const HOST_BITS: u32 = 48;
@@ -24,13 +24,13 @@ type Identity = (u16, u64, u64);
 /// layer (a btrfs subvolume), are hashed; should two meet, the later one moves on, and is the one whose number could differ
 /// the next time.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
+pub(crate) struct Numbers {
     hashed: Mutex<HashMap<Ino, Identity>>,
 }
 
 impl Numbers {
     /// The number of inode `host` in layer `layer`; `device` is `None` for the device of the layer's root.
-    pub(super) fn of(&self, layer: u16, device: Option<u64>, host: u64) -> Ino {
+    pub(crate) fn of(&self, layer: u16, device: Option<u64>, host: u64) -> Ino {
         if device.is_none() && host >> HOST_BITS == 0 {
             return Ino((u64::from(layer) + 2) << HOST_BITS | host);
         }

@@ -293,24 +293,6 @@ fn layers_of_data_alone_show_nothing_and_have_contents_by_path() {
 }
 
 #[test]
-fn whiteouts_of_an_unmarked_layer_hide_nothing_and_do_not_show() {
-    let stack = Stack::of(3);
-    stack.whiteout(1, "device").file(1, ".wh.name", "").dir(1, "dir").file(1, "dir/.wh..wh..opq", "");
-    stack.dir(1, "marked").xattr(1, "marked", "trusted.overlay.opaque", "y").file(1, "own", "1");
-    stack.file(2, "device", "2").file(2, "name", "2").file(2, "dir/file", "2").file(2, "marked/file", "2");
-    // A layer above it is heeded all the same.
-    stack.whiteout(0, "hidden").file(2, "hidden", "2");
-    let seen = view(&stack.open_with(&[Role::Layer, Role::Unmarked, Role::Layer]));
-    let expected = [("device", "2"), ("dir/file", "2"), ("marked/file", "2"), ("name", "2"), ("own", "1")];
-    let files = |seen: BTreeMap<String, String>| {
-        seen.into_iter().filter(|(_, contents)| matches!(&**contents, "1" | "2")).collect::<Vec<_>>()
-    };
-    assert_eq!(files(seen), expected.map(|(name, contents)| (name.to_owned(), contents.to_owned())));
-    let heeded = files(view(&stack.open_with(&[Role::Layer; 3])));
-    assert_eq!(heeded, [("own".to_owned(), "1".to_owned())]);
-}
-
-#[test]
 fn redirect_that_shows_a_directory_twice_is_damage() {
     let stack = Stack::of(2);
     stack.file(1, "a/sub/f", "1").dir(0, "a/b").xattr(0, "a/b", "trusted.overlay.redirect", "/a");
