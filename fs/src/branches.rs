@@ -36,7 +36,7 @@ mod see;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::StatVfs;
@@ -66,6 +66,8 @@ pub struct Branches {
     stack: RwLock<Stack>,
     nodes: Mutex<Nodes>,
     numbers: Numbers,
+    /// Counts the directories made, removed and renamed: what was counted before is void.
+    recounts: AtomicU64,
     opens: Mutex<Opens>,
     handles: RwLock<Handles>,
     stripes: [Mutex<()>; STRIPES],
@@ -115,6 +117,7 @@ impl Branches {
             stack: RwLock::new(Stack { branches: Vec::new(), generation: 0 }),
             nodes: Mutex::default(),
             numbers: Numbers::default(),
+            recounts: AtomicU64::new(0),
             opens: Mutex::default(),
             handles: RwLock::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),

@@ -249,6 +249,21 @@ fn whiteout_is_made_where_the_name_was_or_in_the_nearest_writable_branch_above()
 }
 
 #[test]
+fn merged_directory_counts_the_subdirectories_that_show() {
+    let place = Place::with(&["one/dir/a/x", "two/dir/b/x", "base/dir/b/y", "base/dir/c/z"]);
+    let union = place.union(CreatePolicy::TopDownParent, &[("one", RW), ("two", RW), ("base", RO)]);
+    assert_eq!(union.find("dir").unwrap().nlink, 5);
+    union.unlink("dir/c/z").unwrap();
+    let (parent, name) = union.parent("dir/c").unwrap();
+    union.0.rmdir(parent, name).unwrap();
+    assert_eq!(union.find("dir").unwrap().nlink, 4);
+    union.rename("dir/a", "a").unwrap();
+    assert_eq!(union.find("dir").unwrap().nlink, 3);
+    union.mkdir("dir/d").unwrap();
+    assert_eq!(union.find("dir").unwrap().nlink, 4);
+}
+
+#[test]
 fn file_is_renamed_and_linked_in_the_branch_that_has_it() {
     let place = Place::with(&["one/target", "two/source", "base/lower", "one/dir/x"]);
     let union = place.union(CreatePolicy::TopDownParent, &[("one", RW), ("two", RW), ("base", RO)]);

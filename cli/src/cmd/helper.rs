@@ -180,7 +180,7 @@ fn labels_files() -> bool {
 }
 
 /// Many layers are many open files.
-fn raise_limit() {
+pub(super) fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {

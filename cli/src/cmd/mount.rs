@@ -28,7 +28,7 @@ use mica_snapshotter::config::Verify;
 use rustix::fs::{Mode, OFlags};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Context;
+use super::{Context, helper};
 use crate::args::Mount;
 use crate::backend::Backend;
 use crate::control::Control;
@@ -155,7 +155,11 @@ fn serve(
         Some(prepared) if kernel::serve(context, arguments, options, prepared, mountpoint, wait)? => return Ok(()),
         Some(prepared) => Arc::new(union_of_image(prepared.tree()?, prepared.objects()?, prepared.changes.as_deref())?),
         None if options.branches.is_empty() => Arc::new(union_of_dirs(options)?),
-        None => branches.insert(Arc::new(union_of_branches(options)?)).clone(),
+        None => {
+            // A descriptor for each file that the kernel knows.
+            helper::raise_limit();
+            branches.insert(Arc::new(union_of_branches(options)?)).clone()
+        }
     };
     let signals = Signals::catch()?;
     let id = format!("{}", std::process::id());

@@ -1,16 +1,20 @@
 //! Attributes: what stat(2) tells, what chmod, chown, truncate and utimensat change; extended ones; and symbolic links' targets.
 
+use std::collections::HashSet;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FileType, XattrFlags};
 use rustix::io::Errno;
 
+use super::see::Hit;
 use super::{Branches, Stack};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, Fh, FileKind, Ino, SetAttr};
 use crate::union::attr::{kill_bits, times};
 use crate::union::copy_up::Keep;
-use crate::upper::Spot;
+use crate::upper::{Spot, read_dir};
 
 impl Branches {
     /// The attributes of an inode.
@@ -40,8 +44,8 @@ impl Branches {
         let mut attr = Attr::of_stat(ino, &stat).ok_or(Errno::IO)?;
         let is_writable = stack.position(part.branch).is_some_and(|at| stack.branches[at].is_writable());
         if parts > 1 {
-            // Nobody has counted the subdirectories of all branches together.
-            attr.nlink = 1;
+            // One that can't be read has attributes all the same; 1 says "not counted".
+            attr.nlink = self.subdirectories(stack, ino).map_or(1, |count| 2 + count);
         } else if is_nameless && (attr.is_dir() || !is_writable) {
             attr.nlink = 0;
         }
@@ -51,6 +55,30 @@ impl Branches {
             attr.rdev = 0;
         }
         Ok(attr)
+    }
+
+    /// How many subdirectories show in a merged directory.
+    fn subdirectories(&self, stack: &Stack, dir: Ino) -> Result<u32> {
+        let now = (stack.generation, self.recounts.load(Ordering::Relaxed));
+        if let Some((then, count)) = self.nodes.lock().get(dir)?.counted
+            && then == now
+        {
+            return Ok(count);
+        }
+        let mut known = HashSet::new();
+        for part in self.parts(stack, dir)?.iter() {
+            for (name, _, kind) in read_dir(part.fd.as_fd())? {
+                if matches!(kind, FileType::Directory | FileType::Unknown)
+                    && !known.contains(&name)
+                    && self.see(stack, dir, &name)?.hits.first().is_some_and(Hit::is_dir)
+                {
+                    known.insert(name);
+                }
+            }
+        }
+        let count = u32::try_from(known.len()).unwrap_or(u32::MAX - 2);
+        self.nodes.lock().get_mut(dir)?.counted = Some((now, count));
+        Ok(count)
     }
 
     /// Changes attributes and returns them all.

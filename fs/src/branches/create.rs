@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -97,6 +98,9 @@ impl Branches {
             Ok(file)
         });
         let file = placed.inspect_err(|_| discard(&made))?;
+        if is_dir {
+            self.recounts.fetch_add(1, Ordering::Relaxed);
+        }
         self.touch(stack, parent, at)?;
         let attr = self.lookup_locked(stack, parent, name)?.ok_or(Error::Refused(Errno::IO))?;
         Ok((attr, file))

@@ -38,16 +38,18 @@ pub(super) struct Node {
     pub(super) lookups: u64,
     /// The names under which it was found; none of the root, and of what has none any more.
     pub(super) names: Vec<(Ino, Vec<u8>)>,
+    /// Of a merged directory: how many subdirectories show, and as of which state of branches and directories.
+    pub(super) counted: Option<((u64, u64), u32)>,
     body: Body,
 }
 
 impl Node {
     pub(super) fn new_file(part: Part) -> Node {
-        Node { lookups: 0, names: Vec::new(), body: Body::File(part) }
+        Node { lookups: 0, names: Vec::new(), counted: None, body: Body::File(part) }
     }
 
     pub(super) fn new_dir(parts: Vec<Part>, generation: u64) -> Node {
-        Node { lookups: 0, names: Vec::new(), body: Body::Dir { parts: Arc::new(parts), generation } }
+        Node { lookups: 0, names: Vec::new(), counted: None, body: Body::Dir { parts: Arc::new(parts), generation } }
     }
 
     pub(super) fn is_dir(&self) -> bool {

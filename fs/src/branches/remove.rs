@@ -4,6 +4,7 @@
 //! writable one above.
 
 use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
@@ -42,6 +43,7 @@ impl Branches {
         let ino = self.enter(&stack, parent, name, &seen)?;
         let done = self.require_empty(&stack, ino).and_then(|()| self.take_away(&stack, parent, name, hit));
         if done.is_ok() {
+            self.recounts.fetch_add(1, Ordering::Relaxed);
             self.lost(ino, parent, name);
         }
         self.forget(ino, 1);

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
@@ -209,6 +210,7 @@ impl Branches {
     }
 
     fn moved(&self, ino: Ino, from: At<'_>, to: At<'_>) {
+        self.recounts.fetch_add(1, Ordering::Relaxed);
         if let Ok(node) = self.nodes.lock().get_mut(ino) {
             node.drop_name(from.dir, from.name);
             node.add_name(to.dir, to.name);
