@@ -115,6 +115,40 @@ mount -n -t fuse.mica united mnt -o "$dirs,frob=1" 2>&1 | grep -o 'frob=1'
 }
 
 #[test]
+fn a_mount_is_mounted_anew_read_only_and_writable() -> Result {
+    let text = r#"
+mount -t overlay -o "lowerdir=$1/bin:/usr/sbin" overlay /usr/sbin
+mount -n -t fuse.mica united mnt -o "$dirs"
+mount -n -o remount,ro mnt
+echo x 2>/dev/null > mnt/new || echo refused
+cat mnt/file
+mount -n -o remount,rw,nosuid,noexec mnt
+echo new > mnt/new && cat mnt/new
+findmnt -nro OPTIONS mnt | tr ',' '\n' | grep -x -e nosuid -e noexec
+umount mnt
+"#;
+    let Some(said) = script("a_mount_is_mounted_anew_read_only_and_writable", text)? else { return Ok(()) };
+    ensure_eq!(said, "refused\nbelow\nnew\nnosuid\nnoexec\n", "what the kernel let through");
+    Ok(())
+}
+
+#[test]
+fn a_user_without_privilege_copies_no_privileged_attributes() -> Result {
+    let text = r#"
+/usr/bin/python3 -c 'import os; os.setxattr("lower/file", "security.note", b"x"); os.setxattr("lower/file", "user.note", b"y")'
+u mica mount -o $dirs mnt
+u /usr/bin/python3 -c 'import os; print(sorted(os.listxattr("mnt/file")))'
+u chmod 600 mnt/file
+u sh -c 'echo above >> mnt/file'
+u /usr/bin/python3 -c 'import os; print(sorted(os.listxattr("mnt/file")))'
+u mica umount mnt
+"#;
+    let Some(said) = script("a_user_without_privilege_copies_no_privileged_attributes", text)? else { return Ok(()) };
+    ensure_eq!(said, "['security.note', 'user.note']\n['user.note']\n", "attributes before and after");
+    Ok(())
+}
+
+#[test]
 fn fuse_overlayfs_mounts_before_it_returns_and_keeps_nothing_of_its_caller() -> Result {
     let text = r#"
 options="$dirs,private,uidmapping=:0:100:1:1:1000:10,gidmapping=:0:100:1,context=\"system_u:object_r:t:s0:c1,c2\""
@@ -250,5 +284,80 @@ mica branch ls mnt 2>&1 | grep -o 'is no mount that'
                     a\nbelow\nfile\nrefused\nfile\ntwo\nis the last branch\nis in the mount itself\n\
                     is a branch already\nis no mount that\nis no mount that\n";
     ensure_eq!(said, expected, "what was said");
+    Ok(())
+}
+
+/// Says what becomes of locks, and what who watches a directory, or all, hears: `python3 -c WATCH DIRECTORY [MOUNT]`.
+const WATCH: &str = r#"
+import ctypes, errno, fcntl, os, struct, sys
+here = sys.argv[1]
+def at(name): return os.path.join(here, name)
+def attempt(call):
+    try: return call() and "" or "got"
+    except OSError as error: return errno.errorcode[error.errno]
+def lock(fd, command, start, length, kind=fcntl.F_WRLCK):
+    return attempt(lambda: fcntl.fcntl(fd, command, struct.pack("hh4xqqi4x", kind, 0, start, length, 0)) and None)
+def elsewhere(call):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, call().encode())
+        os._exit(0)
+    os.wait()
+    return os.read(reading, 16).decode()
+OFD = 37
+one, other = (os.open(at("file"), os.O_RDWR) for _ in range(2))
+print("ofd", lock(one, OFD, 0, 10), lock(other, OFD, 5, 10), lock(other, OFD, 10, 5), lock(os.dup(one), OFD, 0, 12))
+print("ofd and posix", elsewhere(lambda: lock(os.open(at("file"), os.O_RDWR), fcntl.F_SETLK, 0, 1)))
+lock(one, OFD, 0, 10, fcntl.F_UNLCK)
+print("posix", lock(one, fcntl.F_SETLK, 0, 4), lock(other, fcntl.F_SETLK, 0, 4),
+      elsewhere(lambda: lock(os.open(at("file"), os.O_RDWR), fcntl.F_SETLK, 3, 1)),
+      elsewhere(lambda: lock(os.open(at("file"), os.O_RDWR), fcntl.F_SETLK, 4, 1)))
+os.close(os.open(at("file"), os.O_RDONLY))
+print("posix after a close", elsewhere(lambda: lock(os.open(at("file"), os.O_RDWR), fcntl.F_SETLK, 3, 1)))
+print("flock", attempt(lambda: fcntl.flock(one, fcntl.LOCK_SH)), attempt(lambda: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)))
+libc = ctypes.CDLL(None, use_errno=True)
+MODIFY, CLOSE_WRITE, OPEN, ON_CHILD = 2, 8, 0x20, 0x08000000
+def watch(flags, mask, path):
+    fd = libc.fanotify_init(3, os.O_RDONLY)
+    marked = fd >= 0 and libc.fanotify_mark(fd, 1 | flags, ctypes.c_uint64(mask), -100, path.encode()) == 0
+    return fd if marked else sys.exit("fanotify: " + os.strerror(ctypes.get_errno()))
+def heard(fd):
+    events = os.read(fd, 65536)
+    for start in range(0, len(events), 24):
+        _, _, _, _, mask, file, _ = struct.unpack_from("IBBHQii", events, start)
+        print(os.path.basename(os.readlink(f"/proc/self/fd/{file}")), [name for name, bit in
+              (("modify", MODIFY), ("close", CLOSE_WRITE), ("open", OPEN)) if mask & bit])
+        os.close(file)
+watches = [watch(0, MODIFY | CLOSE_WRITE | OPEN | ON_CHILD, here)]
+watches += [watch(0x10, MODIFY, mount) for mount in sys.argv[2:]]
+with open(at("gone"), "ab") as file: file.write(b"more")
+with open(at("new"), "wb") as file: file.write(b"new")
+os.truncate(at("new"), 1)
+os.rename(at("new"), at("renamed"))
+for fd in watches: heard(fd)
+"#;
+
+#[test]
+fn locks_and_those_who_watch_find_on_a_mount_what_they_find_on_the_disk() -> Result {
+    let text = format!(
+        r#"
+cat > watch.py <<'END'
+{WATCH}
+END
+cp -a lower disk
+/usr/bin/python3 watch.py disk > on-the-disk
+mica mount -o $dirs mnt
+/usr/bin/python3 watch.py mnt > on-the-mount
+diff on-the-disk on-the-mount && cat on-the-disk
+mica umount mnt && rm -r upper work lower && mkdir upper work && cp -a disk lower && rm lower/renamed
+mica mount -o $dirs mnt
+/usr/bin/python3 watch.py mnt mnt | tail -n 3
+umount mnt
+"#
+    );
+    let test = "locks_and_those_who_watch_find_on_a_mount_what_they_find_on_the_disk";
+    let Some(said) = script(test, &text)? else { return Ok(()) };
+    let expected = "";
+    ensure_eq!(said, expected, "locks and events");
     Ok(())
 }
