@@ -374,6 +374,7 @@ mod tests {
         assert_eq!(parsed("lowerdir=:/a:").unwrap().lower, layers(["/a"]));
     }
 
+    /// Rule 74: A branch is `rw`, `ro` or `ro+wh`; without a mode the first is `rw`, the others are `ro`.
     #[test]
     fn branches_are_taken_in_their_order() {
         let told = |text: &str| {
@@ -417,6 +418,8 @@ mod tests {
         assert!(parsed("threads=0").unwrap_err().to_string().contains("threads"));
     }
 
+    /// Rule 69: Options that ask for what Mica always does (`xino`, `redirect_dir`, `timeout`, `writeback`, ...) are
+    /// taken and mean nothing.
     #[test]
     fn options_of_fuse_overlayfs_are_understood_and_the_unknown_ones_handed_back() {
         let mut options = Options::default();

@@ -145,6 +145,8 @@ fn errno<T>(result: mica_fs::Result<T>) -> Result<T, Errno> {
     result.map_err(|error| error.errno())
 }
 
+/// Rule 77: What is new goes to the branch that `create=` chooses (`--create`): `tdp`, the default, the topmost that
+/// has the directory, or else the nearest above; `mfs` the one with the most free space; `rr` one after the other.
 #[test]
 fn what_is_new_goes_to_the_topmost_writable_branch_that_has_the_directory() {
     let place = Place::with(&["two/dir/x", "base/deep/x"]);
@@ -157,6 +159,8 @@ fn what_is_new_goes_to_the_topmost_writable_branch_that_has_the_directory() {
     assert!(place.has("two/deep/new") && !place.has("one/deep"));
 }
 
+/// Rule 77: What is new goes to the branch that `create=` chooses (`--create`): `tdp`, the default, the topmost that
+/// has the directory, or else the nearest above; `mfs` the one with the most free space; `rr` one after the other.
 #[test]
 fn what_is_new_goes_round_or_to_the_disk_with_the_most_room() {
     let place = Place::with(&["base/dir/x"]);
@@ -184,6 +188,7 @@ fn what_is_new_goes_round_or_to_the_disk_with_the_most_room() {
     assert!(!specs[usize::from(!below_has_more)].path.join("new").exists());
 }
 
+/// Rule 76: What can be written to where it is, is changed there.
 #[test]
 fn copy_goes_to_the_nearest_writable_branch_above_and_keeps_its_number() {
     let place = Place::with(&["high/dir/upper", "base/dir/lower", "two/own"]);
@@ -204,6 +209,7 @@ fn copy_goes_to_the_nearest_writable_branch_above_and_keeps_its_number() {
     assert_eq!(["dir", "dir/upper", "dir/lower", "own"].map(|path| again.find(path).unwrap().ino), numbers);
 }
 
+/// Rule 76: What can be written to where it is, is changed there.
 #[test]
 fn file_below_all_writable_branches_alone_can_not_be_changed() {
     let place = Place::with(&["top/file", "top/dir/x"]);
@@ -218,6 +224,7 @@ fn file_below_all_writable_branches_alone_can_not_be_changed() {
     union.append("dir/new").unwrap();
 }
 
+/// Rule 75: In a branch that is `ro`, whiteouts and opaque marks hide nothing, and don't show.
 #[test]
 fn whiteouts_of_a_read_only_branch_hide_nothing_unless_it_is_said_so() {
     let place = Place::with(&["base/a", "base/b", "base/dir/x", "base/c", "mid/.wh.b", "mid/dir/.wh..wh..opq"]);
@@ -231,6 +238,8 @@ fn whiteouts_of_a_read_only_branch_hide_nothing_unless_it_is_said_so() {
     }
 }
 
+/// Rule 78: A removed name that a branch below has too leaves a whiteout in the branch that had it, or in the nearest
+/// above that can be written to.
 #[test]
 fn whiteout_is_made_where_the_name_was_or_in_the_nearest_writable_branch_above() {
     let place = Place::with(&["two/both", "base/both", "base/lower", "two/alone"]);
@@ -248,6 +257,8 @@ fn whiteout_is_made_where_the_name_was_or_in_the_nearest_writable_branch_above()
     assert!(union.list("lower").is_empty());
 }
 
+/// Rule 10: `st_nlink` of a directory is two plus the subdirectories that show, also where several layers make it up.
+/// Rule 85: A merged directory counts the subdirectories that show.
 #[test]
 fn merged_directory_counts_the_subdirectories_that_show() {
     let place = Place::with(&["one/dir/a/x", "two/dir/b/x", "base/dir/b/y", "base/dir/c/z"]);
@@ -263,6 +274,8 @@ fn merged_directory_counts_the_subdirectories_that_show() {
     assert_eq!(union.find("dir").unwrap().nlink, 4);
 }
 
+/// Rule 79: A file is renamed and linked in the branch that has it, whatever branch has the directory; what a branch
+/// above has under the new name is then taken away.
 #[test]
 fn file_is_renamed_and_linked_in_the_branch_that_has_it() {
     let place = Place::with(&["one/target", "two/source", "base/lower", "one/dir/x"]);
@@ -283,6 +296,7 @@ fn file_is_renamed_and_linked_in_the_branch_that_has_it() {
     assert_eq!(union.list("dir"), ["again", "there", "x"]);
 }
 
+/// Rule 80: A directory that is all in one branch `rw` can be renamed.
 #[test]
 fn directory_that_several_branches_have_or_one_that_can_not_be_written_to_is_not_renamed() {
     let place = Place::with(&["one/both/x", "base/both/y", "base/lower/z", "two/own/x", "base/place/x"]);
@@ -298,6 +312,7 @@ fn directory_that_several_branches_have_or_one_that_can_not_be_written_to_is_not
     assert_eq!(union.list(""), ["both", "lower", "place"]);
 }
 
+/// Rule 81: A file of several names stays one file when it is copied.
 #[test]
 fn hard_links_of_a_read_only_branch_stay_one_file_over_a_copy() {
     let place = Place::with(&["base/dir/file"]);
@@ -310,6 +325,7 @@ fn hard_links_of_a_read_only_branch_stay_one_file_over_a_copy() {
     assert_eq!(union.find("dir/file").unwrap().nlink, 1);
 }
 
+/// Rule 76: What can be written to where it is, is changed there.
 #[test]
 fn handle_from_before_a_copy_reads_what_is_written_after_it() {
     let place = Place::with(&["base/file"]);
@@ -326,6 +342,7 @@ fn handle_from_before_a_copy_reads_what_is_written_after_it() {
     assert_eq!(union.0.read(reader, 0, &mut bytes).unwrap(), 4);
 }
 
+/// Rule 83: A branch that comes shows at once, and one that goes takes its names along.
 #[test]
 fn branch_that_comes_shows_and_one_that_goes_takes_its_names_along() {
     let place = Place::with(&["base/file", "more/file", "more/only"]);
@@ -354,6 +371,8 @@ fn branch_that_comes_shows_and_one_that_goes_takes_its_names_along() {
     assert_eq!(remove("base"), Err(Errno::NOENT));
 }
 
+/// Rule 84: A branch changes its mode at any time; to `ro` and `ro+wh` not while somebody may write to a file of it
+/// (EBUSY).
 #[test]
 fn branch_changes_its_mode_unless_somebody_writes_to_it() {
     let place = Place::with(&["one/file", "base/low"]);
@@ -372,6 +391,7 @@ fn branch_changes_its_mode_unless_somebody_writes_to_it() {
     assert_eq!(union.0.read(reader, 0, &mut bytes).unwrap(), "base/low+".len());
 }
 
+/// Rule 86: Branches are different directories, none in another.
 #[test]
 fn branches_are_told_apart() {
     let place = Place::with(&["one/inner/x"]);
@@ -383,6 +403,8 @@ fn branches_are_told_apart() {
     assert_eq!(union.0.list().len(), 1);
 }
 
+/// Rule 87: An upper of an overlay whose redirects or metadata copies lead to its lower is no branch: what they mark
+/// is EIO.
 #[test]
 fn upper_whose_marks_lead_elsewhere_is_no_branch() {
     let place = Place::with(&["one/moved/x", "base/old/y"]);

@@ -27,6 +27,8 @@ fn find(union: &Union, dir: Ino, name: &[u8]) -> Option<Ino> {
     union.lookup(dir, name).unwrap().map(|attr| attr.ino)
 }
 
+/// Rule 22: EXDEV remains for a path that no extended attribute of the upper's disk can hold (over 1 KiB, and the
+/// disk refuses).
 #[test]
 fn directory_whose_path_no_attribute_can_hold_is_renamed_as_between_disks() {
     let name = [b'd'; 250];
@@ -55,6 +57,7 @@ fn directory_whose_path_no_attribute_can_hold_is_renamed_as_between_disks() {
     }
 }
 
+/// Rule 56: fsync(2) returns when the upper's disk has the data; on a lower file there is nothing to do.
 #[test]
 fn everything_can_be_synced_where_it_is() {
     let (dir, union) = union(|lower| {

@@ -135,6 +135,9 @@ fn sample(lower: &Path) {
 
 const NONE: RenameFlags = RenameFlags::empty();
 
+/// Rule 7: `st_ino` never changes while a file exists: not by copy-up, rename, remount, restart or takeover.
+/// Rule 14: Who has the file open goes on with the same file: a handle that was opened for reading before the copy-up
+/// reads what is written after it, by read(2) and by mmap(2).
 #[test]
 fn write_to_a_lower_file_copies_it_up_under_the_same_number_and_open_handles_follow() {
     let scene = Scene::new(sample);
@@ -154,6 +157,7 @@ fn write_to_a_lower_file_copies_it_up_under_the_same_number_and_open_handles_fol
     assert_eq!(scene.read("dir/file"), b"UPPER file");
 }
 
+/// Rule 15: Copying a parent up changes none of its times.
 #[test]
 fn copy_up_of_a_directory_changes_neither_its_number_nor_links_nor_times() {
     let scene = Scene::new(sample);
@@ -167,6 +171,8 @@ fn copy_up_of_a_directory_changes_neither_its_number_nor_links_nor_times() {
     assert_eq!(scene.find("dir/deep").unwrap().mtime, scene.again().find("dir/deep").unwrap().mtime);
 }
 
+/// Rule 25: A removed name of the lower is a character device 0:0 in the upper; a directory made in its place is
+/// opaque and shows nothing of the lower.
 #[test]
 fn unlink_of_a_lower_file_leaves_a_whiteout_and_a_new_file_replaces_it() {
     let scene = Scene::new(sample);
@@ -185,6 +191,8 @@ fn unlink_of_a_lower_file_leaves_a_whiteout_and_a_new_file_replaces_it() {
     assert!(scene.again().find("dir/file").is_none());
 }
 
+/// Rule 17: An open file whose last name is removed stays, with its contents, until it is closed, also when the
+/// daemon is killed in between.
 #[test]
 fn deleted_open_file_stays_readable_and_its_space_goes_with_the_last_handle() {
     let scene = Scene::new(sample);
@@ -203,6 +211,8 @@ fn deleted_open_file_stays_readable_and_its_space_goes_with_the_last_handle() {
     assert_eq!(fs::read_dir(&orphans).unwrap().count(), 0);
 }
 
+/// Rule 17: An open file whose last name is removed stays, with its contents, until it is closed, also when the
+/// daemon is killed in between.
 #[test]
 fn lower_file_deleted_while_open_for_reading_can_be_changed_by_its_handle() {
     let scene = Scene::new(sample);
@@ -216,6 +226,8 @@ fn lower_file_deleted_while_open_for_reading_can_be_changed_by_its_handle() {
     assert!(scene.find("dir/file").is_none());
 }
 
+/// Rule 25: A removed name of the lower is a character device 0:0 in the upper; a directory made in its place is
+/// opaque and shows nothing of the lower.
 #[test]
 fn rmdir_and_mkdir_over_a_lower_directory_show_nothing_of_it() {
     let scene = Scene::new(sample);
@@ -234,6 +246,8 @@ fn rmdir_and_mkdir_over_a_lower_directory_show_nothing_of_it() {
     assert_eq!(scene.names(""), ["dir", "empty", "link", "top"]);
 }
 
+/// Rule 21: Any directory can be renamed, also one of the lower, at the cost of renaming one file: the upper notes
+/// where its lower part is (a redirect).
 #[test]
 fn rename_of_a_lower_directory_moves_it_whole_without_copying_it() {
     let scene = Scene::new(sample);
@@ -254,6 +268,7 @@ fn rename_of_a_lower_directory_moves_it_whole_without_copying_it() {
     assert_eq!(scene.again().names("dir"), ["deep", "file", "top2"]);
 }
 
+/// Rule 24: A directory replaces an empty one alone, and a directory a directory alone.
 #[test]
 fn rename_over_directories_needs_them_empty_and_keeps_kinds_apart() {
     let scene = Scene::new(sample);
@@ -274,6 +289,7 @@ fn rename_over_directories_needs_them_empty_and_keeps_kinds_apart() {
     assert_eq!(scene.names(""), ["dir", "file", "fresh2", "link", "top"]);
 }
 
+/// Rule 23: `RENAME_NOREPLACE` and `RENAME_EXCHANGE` work for all files, lower and upper mixed.
 #[test]
 fn exchange_swaps_a_lower_directory_and_a_new_file() {
     let scene = Scene::new(sample);
@@ -286,6 +302,7 @@ fn exchange_swaps_a_lower_directory_and_a_new_file() {
     assert_eq!(scene.names("file"), ["deep", "file", "top2"]);
 }
 
+/// Rule 23: `RENAME_NOREPLACE` and `RENAME_EXCHANGE` work for all files, lower and upper mixed.
 #[test]
 fn rename_with_whiteout_leaves_a_device_that_programs_see() {
     let scene = Scene::new(sample);
@@ -299,6 +316,7 @@ fn rename_with_whiteout_leaves_a_device_that_programs_see() {
     assert!(scene.again().find("dir/file").is_none());
 }
 
+/// Rule 9: Hard links are one file, in the lower, in the upper and over copy-up.
 #[test]
 fn hard_links_of_the_lower_stay_one_file_over_copy_up_and_restart() {
     let scene = Scene::new(sample);
@@ -316,6 +334,9 @@ fn hard_links_of_the_lower_stay_one_file_over_copy_up_and_restart() {
     assert_eq!(scene.read("dir/top3"), scene.read("dir/top2"));
 }
 
+/// Rule 9: Hard links are one file, in the lower, in the upper and over copy-up.
+/// Rule 13: The copy is complete and synced before it gets its name: after a crash there is the old file or the new
+/// one.
 #[test]
 fn owed_links_of_an_interrupted_copy_up_are_made_at_the_next_start() {
     let scene = Scene::new(sample);
@@ -331,6 +352,7 @@ fn owed_links_of_an_interrupted_copy_up_are_made_at_the_next_start() {
     assert!(!intent.exists());
 }
 
+/// Rule 11: The lower is never changed.
 #[test]
 fn symlinks_devices_and_xattrs_are_copied_up_as_they_are() {
     let scene = Scene::new(sample);
@@ -352,6 +374,7 @@ fn symlinks_devices_and_xattrs_are_copied_up_as_they_are() {
     assert!(scene.names("").contains(&"zero".to_owned()));
 }
 
+/// Rule 42: A new file belongs to who made it; in a set-group-id directory to the directory's group.
 #[test]
 fn new_inodes_belong_to_the_caller_and_setgid_directories_hand_their_group_down() {
     let scene = Scene::new(sample);
@@ -409,6 +432,7 @@ fn recover_learns_moved_directories_and_open_files_without_a_name() {
     assert_eq!(scene.union.getattr(gone, None).unwrap().nlink, 0);
 }
 
+/// Rule 49: Without an upper, every change is EROFS.
 #[test]
 fn read_only_union_refuses_every_change() {
     let scene = Scene::new(sample);
@@ -427,6 +451,10 @@ fn read_only_union_refuses_every_change() {
     refused(union.setattr(file, None, &SetAttr { size: Some(0), ..SetAttr::default() }).map(drop));
 }
 
+/// Rule 2: Names are bytes: 1 to 255 of them, neither `/` nor NUL.
+/// Rule 47: No name leads out of a layer: symbolic links of layers are never followed by the daemon, also one that
+/// somebody puts in the place of a directory or file of the upper while it is used; `..` is no name; a hard link to a
+/// lower file is one to its copy.
 #[test]
 fn names_that_no_directory_can_hold_are_refused() {
     let scene = Scene::new(sample);
@@ -437,6 +465,8 @@ fn names_that_no_directory_can_hold_are_refused() {
     }
 }
 
+/// Rule 34: Redirects, and files whose contents are further below (`metacopy`), are followed through all layers, but
+/// believed only if they are in the namespace of the mount (`trusted.`, or `user.` with `userxattr`).
 #[test]
 fn directory_whose_redirect_leads_to_one_that_it_lies_in_is_damage() {
     let scene = Scene::new(|lower| {
@@ -483,6 +513,10 @@ impl Scene {
     }
 }
 
+/// Rule 12: Changing owner, mode, times, extended attributes or names of a lower file of more than 4 KiB, or removing
+/// one of several names, leaves its contents in the lower until something changes them: in the snapshots of a store
+/// and in what `--image --rw` keeps always, over plain directories with `metacopy=on` (overlayfs' option; off by
+/// default there as well).
 #[test]
 fn change_of_attributes_alone_leaves_the_contents_in_the_lower_over_renames_and_links() {
     let scene = Scene::new(large);
@@ -514,6 +548,10 @@ fn change_of_attributes_alone_leaves_the_contents_in_the_lower_over_renames_and_
     }
 }
 
+/// Rule 12: Changing owner, mode, times, extended attributes or names of a lower file of more than 4 KiB, or removing
+/// one of several names, leaves its contents in the lower until something changes them: in the snapshots of a store
+/// and in what `--image --rw` keeps always, over plain directories with `metacopy=on` (overlayfs' option; off by
+/// default there as well).
 #[test]
 fn reader_of_contents_in_the_lower_reads_what_is_written_to_the_copy() {
     let scene = Scene::new(large);
@@ -532,6 +570,10 @@ fn reader_of_contents_in_the_lower_reads_what_is_written_to_the_copy() {
     }
 }
 
+/// Rule 12: Changing owner, mode, times, extended attributes or names of a lower file of more than 4 KiB, or removing
+/// one of several names, leaves its contents in the lower until something changes them: in the snapshots of a store
+/// and in what `--image --rw` keeps always, over plain directories with `metacopy=on` (overlayfs' option; off by
+/// default there as well).
 #[test]
 fn truncation_of_a_file_whose_contents_are_in_the_lower_copies_what_is_left() {
     let scene = Scene::new(large);
@@ -548,6 +590,10 @@ fn truncation_of_a_file_whose_contents_are_in_the_lower_copies_what_is_left() {
     assert_eq!(fs::read(scene.upper("dir/other")).unwrap(), b"");
 }
 
+/// Rule 12: Changing owner, mode, times, extended attributes or names of a lower file of more than 4 KiB, or removing
+/// one of several names, leaves its contents in the lower until something changes them: in the snapshots of a store
+/// and in what `--image --rw` keeps always, over plain directories with `metacopy=on` (overlayfs' option; off by
+/// default there as well).
 #[test]
 fn file_whose_contents_are_in_the_lower_is_deleted_while_open_and_goes_on_with_the_next_process() {
     let scene = Scene::new(large);

@@ -126,16 +126,22 @@ fn snapshot_goes_from_one_form_to_the_other(first: Form, second: Form) {
     }
 }
 
+/// Rule 88: A snapshot goes from one form to the other and back with all its changes: new, changed, cut and removed
+/// files, attributes alone, renamed folders and files, opaque folders, whiteouts, links, devices, holes.
 #[test]
 fn snapshot_goes_from_fuse_to_the_kernel_and_back_with_its_changes() {
     snapshot_goes_from_one_form_to_the_other(Form::Fuse, Form::Kernel);
 }
 
+/// Rule 88: A snapshot goes from one form to the other and back with all its changes: new, changed, cut and removed
+/// files, attributes alone, renamed folders and files, opaque folders, whiteouts, links, devices, holes.
 #[test]
 fn snapshot_goes_from_the_kernel_to_fuse_and_back_with_its_changes() {
     snapshot_goes_from_one_form_to_the_other(Form::Kernel, Form::Fuse);
 }
 
+/// Rule 89: Layers made of a snapshot have whole contents, also of files whose attributes alone the kernel has copied
+/// up.
 #[test]
 fn changes_of_attributes_alone_are_told_with_whole_contents() {
     let Some(world) = World::new(Form::Kernel) else { return };
@@ -163,6 +169,22 @@ fn changes_of_attributes_alone_are_told_with_whole_contents() {
     same(&shown(&world.view("v", "c")), &left);
 }
 
+/// Rule 93: `st_ino` is the kernel's: a file of the lower has its place in the tree, as with FUSE, but with bit 63
+/// set (`xino`), and the root the number of the upper's; it keeps it over a copy-up in this form.
+#[test]
+fn numbers_of_the_kernels_form_are_those_of_fuse_with_another_bit_and_stay_over_a_copy_up() {
+    let Some(world) = World::new(Form::Kernel) else { return };
+    world.base();
+    let root = world.prepare("a", "base");
+    let number = |root: &Path, name: &str| fs::metadata(root.join(name)).unwrap().ino();
+    let before = number(&root, "append-large");
+    assert_eq!(before, number(&world.view_in("v", "base", Form::Fuse), "append-large") | 1 << 63);
+    File::options().append(true).open(root.join("append-large")).unwrap().write_all(b" and more").unwrap();
+    assert_eq!(number(&root, "append-large"), before);
+}
+
+/// Rule 90: Nothing can write to an object or a tree by way of a mount: overlayfs has mounts of its lowers to itself,
+/// read-only.
 #[test]
 fn objects_and_trees_can_not_be_written_to_by_way_of_a_mount() {
     let Some(world) = World::new(Form::Kernel) else { return };
@@ -180,6 +202,7 @@ fn objects_and_trees_can_not_be_written_to_by_way_of_a_mount() {
     assert_eq!(world.sealed_bytes(), before);
 }
 
+/// Rule 91: The tree of an image is mounted once for all its containers, and unmounted with the last.
 #[test]
 fn tree_is_mounted_once_for_all_and_goes_with_the_last() {
     let Some(world) = World::new(Form::Kernel) else { return };
@@ -205,6 +228,7 @@ fn tree_is_mounted_once_for_all_and_goes_with_the_last() {
     eventually("all mounts have ended", || names(&world.state().join("mnt")).is_empty());
 }
 
+/// Rule 92: Mounts go on while no daemon runs.
 #[test]
 fn mounts_outlive_the_daemon_and_are_taken_over_with_their_trees() {
     let Some(mut world) = World::new(Form::Kernel) else { return };
@@ -230,6 +254,7 @@ fn mounts_outlive_the_daemon_and_are_taken_over_with_their_trees() {
     eventually("the tree is unmounted", || world.trees() == 0);
 }
 
+/// Rule 92: Mounts go on while no daemon runs.
 #[test]
 fn trees_and_mounts_that_nobody_needs_go_at_the_next_start() {
     let Some(mut world) = World::new(Form::Kernel) else { return };

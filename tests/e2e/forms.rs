@@ -53,6 +53,8 @@ const CHECK: &str = r#"set -e
     [ "$(ls -A /srv/station/cache)" = newer ]
     /usr/local/bin/station | head -c 9"#;
 
+/// Rule 88: A snapshot goes from one form to the other and back with all its changes: new, changed, cut and removed
+/// files, attributes alone, renamed folders and files, opaque folders, whiteouts, links, devices, holes.
 fn container_of_the_kernel_is_compared_committed_and_goes_on_with_fuse(scene: &mut Scene) -> Result {
     mount_by_the_kernel(scene)?;
     let image = scene.pulled("station")?;

@@ -18,6 +18,7 @@ use crate::stage::play;
 /// A file of the station that is an object, and that nothing reads unless it is told to.
 const VICTIM: &str = "/srv/station/data/2021.csv";
 
+/// Rule 58: Damaged data is EIO and is logged with the name of the object or tree; it is never shown.
 #[test]
 fn corrupt_object_is_an_error_for_its_file_alone_until_the_image_comes_again() -> Result {
     play("corrupt object under a daemon", Version::V1_7, |scene| {

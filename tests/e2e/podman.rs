@@ -118,6 +118,9 @@ fn shows_told_owners(podman: &Podman, image: &str) -> Result {
     Ok(())
 }
 
+/// Rule 68: `xattr_permissions=2` (podman's `force_mask`), `=1`: owner, mode and, of what takes privilege to make,
+/// the type are what `user.containers.override_stat` (`security.fuseoverlayfs.override_stat`) says; a file without it
+/// is what the disk says, one whose attribute makes no sense is EIO.
 #[test]
 fn podman_of_a_user_whose_disk_keeps_no_owners_shows_those_of_the_image() -> Result {
     let test = "podman_of_a_user_whose_disk_keeps_no_owners_shows_those_of_the_image";

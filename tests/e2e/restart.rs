@@ -72,6 +72,7 @@ fn container_writes_on_while_the_daemon_is_killed(scene: &mut Scene) -> Result {
     judge(scene, &image, busy)
 }
 
+/// Rule 92: Mounts go on while no daemon runs.
 fn container_on_a_mount_of_the_kernel_writes_on_while_the_daemon_is_killed(scene: &mut Scene) -> Result {
     mount_by_the_kernel(scene)?;
     container_writes_on_while_the_daemon_is_killed(scene)?;

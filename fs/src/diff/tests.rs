@@ -102,6 +102,8 @@ fn untouched_upper_changes_nothing() {
     assert_eq!(Place::new().told(), [] as [&str; 0]);
 }
 
+/// Rule 60: Everything in the upper is in the layer, with its parents; what was copied up and then left as it was,
+/// too.
 #[test]
 fn changes_come_with_their_parents_in_the_order_of_names() {
     let place = Place::new();
@@ -121,6 +123,8 @@ fn hard_links_name_the_first_of_them() {
     assert_eq!(place.told(), expected);
 }
 
+/// Rule 61: Removed names are `.wh.NAME`, opaque directories have `.wh..wh..opq`, where there is something to be
+/// hidden.
 #[test]
 fn opaque_directory_hides_only_where_there_is_something_to_hide() {
     let place = Place::new();
@@ -131,6 +135,7 @@ fn opaque_directory_hides_only_where_there_is_something_to_hide() {
     assert_eq!(place.told(), ["a/", "a/.wh..wh..opq", "a/b/", "a/b/shown: 1", "new/", "new/f: 2"]);
 }
 
+/// Rule 62: A renamed directory appears whole in its new place: layers have no renames.
 #[test]
 fn moved_directory_appears_whole_in_its_new_place() {
     let place = Place::new();
@@ -143,6 +148,7 @@ fn moved_directory_appears_whole_in_its_new_place() {
     assert_eq!(place.told(), [&[".wh.old"], &new[..]].concat());
 }
 
+/// Rule 62: A renamed directory appears whole in its new place: layers have no renames.
 #[test]
 fn hard_link_out_of_a_moved_directory_is_kept() {
     let place = Place::new();
@@ -180,6 +186,9 @@ fn redirect_that_leads_nowhere_is_refused() {
     assert_eq!(error.to_string(), "a: its redirect leads to no directory of the lower");
 }
 
+/// Rule 33: There, names that begin with `.wh.` never show.
+/// Rule 65: Not in a layer: sockets; files named `.wh.*`; attributes with `=` in the name, `security.*` but
+/// capabilities (they are the host's), `trusted.mica.*`.
 #[test]
 fn what_tar_can_not_hold_is_left_out_and_counted() {
     let place = Place::new();
@@ -254,6 +263,7 @@ fn root_is_told_once_it_is_the_unions_own() {
     assert_eq!(told(&tar), ["./", ".wh..wh..opq", "f: 1"]);
 }
 
+/// Rule 64: Equal uppers give equal bytes.
 #[test]
 fn two_runs_give_the_same_bytes_which_gnu_tar_reads() {
     let place = Place::new();
@@ -268,6 +278,10 @@ fn two_runs_give_the_same_bytes_which_gnu_tar_reads() {
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 5);
 }
 
+/// Rule 12: Changing owner, mode, times, extended attributes or names of a lower file of more than 4 KiB, or removing
+/// one of several names, leaves its contents in the lower until something changes them: in the snapshots of a store
+/// and in what `--image --rw` keeps always, over plain directories with `metacopy=on` (overlayfs' option; off by
+/// default there as well).
 #[test]
 fn contents_that_are_in_the_lower_are_told() {
     let place = Place::new();

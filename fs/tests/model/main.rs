@@ -41,6 +41,9 @@ fn config() -> Config {
     Config { cases, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() }
 }
 
+/// Rule 4: Reading a directory gives each name that is there all the time exactly once, whatever is made or removed
+/// meanwhile; positions can be gone back to.
+/// Rule 6: `d_ino` and `d_type` are those of stat(2), in merged directories too.
 #[test]
 fn union_over_directories_is_the_model() {
     proptest!(config(), |(below in steps(40), above in steps(60))| {
@@ -57,6 +60,11 @@ fn union_over_directories_that_copies_whole_files_is_the_model() {
     });
 }
 
+/// Rule 4: Reading a directory gives each name that is there all the time exactly once, whatever is made or removed
+/// meanwhile; positions can be gone back to.
+/// Rule 6: `d_ino` and `d_type` are those of stat(2), in merged directories too.
+/// Rule 63: Names, contents, owners, modes, times to the nanosecond, devices, hard links and extended attributes
+/// survive: the layer on top of its lower shows what the union showed.
 #[test]
 fn union_over_trees_is_the_model() {
     let _store = direct::shared();
@@ -66,6 +74,8 @@ fn union_over_trees_is_the_model() {
     });
 }
 
+/// Rule 40: With `userxattr`, `trusted.*` and `security.*` of lower files are not copied up, and symbolic links and
+/// devices get another number at the remount after a copy-up: such files can't carry marks.
 #[test]
 fn union_over_directories_with_user_marks_is_the_model() {
     proptest!(config(), |(below in steps(40), above in steps(60))| {
@@ -90,16 +100,22 @@ fn branches_are_the_model(policy: CreatePolicy) {
     });
 }
 
+/// Rule 82: Whatever is done to several branches that can be written to, under each policy, with branches that come
+/// and change in between: what shows is what one directory would show.
 #[test]
 fn branches_written_from_the_top_are_the_model() {
     branches_are_the_model(CreatePolicy::TopDownParent);
 }
 
+/// Rule 82: Whatever is done to several branches that can be written to, under each policy, with branches that come
+/// and change in between: what shows is what one directory would show.
 #[test]
 fn branches_written_in_turns_are_the_model() {
     branches_are_the_model(CreatePolicy::RoundRobin);
 }
 
+/// Rule 82: Whatever is done to several branches that can be written to, under each policy, with branches that come
+/// and change in between: what shows is what one directory would show.
 #[test]
 fn branches_written_where_there_is_room_are_the_model() {
     branches_are_the_model(CreatePolicy::MostFreeSpace);

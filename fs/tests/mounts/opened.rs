@@ -35,6 +35,9 @@ fn open(path: &Path, flags: OFlags) -> Result<std::os::fd::OwnedFd, Errno> {
 
 /// A program that runs can't be written to, and one that is written to can't be run, on any disk (open(2), execve(2):
 /// ETXTBSY). Nothing of it is lost by trying.
+///
+/// Rule 53: A program that runs can't be written to or truncated, and one that is open for writing can't be run:
+/// ETXTBSY, and nothing of it is lost.
 #[test]
 fn running_program_can_not_be_written_to_nor_truncated() {
     if !can_mount() {
@@ -138,6 +141,10 @@ fn attack(path: &Path) {
 }
 
 /// A descriptor of a lower file that is open for reading never lets a write through to the layer or object, however it is tried.
+///
+/// Rule 52: A descriptor of a lower file that is open for reading never lets a write through to the layer or the
+/// object: not by `/proc/self/fd`, mmap(2), mprotect(2), `/proc/self/mem`, fallocate(2), `FICLONE`,
+/// copy_file_range(2) or truncation.
 #[test]
 fn reader_of_a_lower_file_can_not_write_to_the_lower() {
     if !can_mount() {
@@ -174,6 +181,9 @@ fn reader_of_a_lower_file_can_not_write_to_the_lower() {
 }
 
 /// A file without a name is as on the disk: it has no links, can be read, written and mapped, and gets no name back (linkat(2): ENOENT).
+///
+/// Rule 18: Such a file has 0 links, can be read, written, mapped, changed and opened again by `/proc/self/fd`, and
+/// gets no name back (linkat(2): ENOENT), as on a disk.
 #[test]
 fn file_without_a_name_is_what_it_is_on_the_disk() {
     if !can_mount() {
@@ -218,6 +228,8 @@ fn file_without_a_name_is_what_it_is_on_the_disk() {
 struct Block([u8; 8192]);
 
 /// What is written past the page cache is read through it, and the other way round (open(2), `O_DIRECT`).
+///
+/// Rule 54: `O_DIRECT` works where the disk below has it, and shows the same as the page cache.
 #[test]
 fn direct_and_buffered_descriptors_show_the_same() {
     if !can_mount() {
@@ -256,6 +268,8 @@ fn direct_and_buffered_descriptors_show_the_same() {
 }
 
 /// Who watches a directory hears of changes in it, in the same order as on the disk (inotify(7)).
+///
+/// Rule 19: inotify and fanotify tell of changes made through the mount, as on a disk.
 #[test]
 fn changes_are_heard_of_as_on_the_disk() {
     if !can_mount() {

@@ -56,6 +56,9 @@ fn layer(place: &Place) {
     set(lower.join("dir"), STAT, "1000:1000:01777");
 }
 
+/// Rule 68: `xattr_permissions=2` (podman's `force_mask`), `=1`: owner, mode and, of what takes privilege to make,
+/// the type are what `user.containers.override_stat` (`security.fuseoverlayfs.override_stat`) says; a file without it
+/// is what the disk says, one whose attribute makes no sense is EIO.
 #[test]
 fn owners_told_by_attributes_of_a_layer_are_shown_and_kept_in_the_upper() {
     if !can_mount() {
@@ -104,6 +107,9 @@ fn owners_told_by_attributes_of_a_layer_are_shown_and_kept_in_the_upper() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 68: `xattr_permissions=2` (podman's `force_mask`), `=1`: owner, mode and, of what takes privilege to make,
+/// the type are what `user.containers.override_stat` (`security.fuseoverlayfs.override_stat`) says; a file without it
+/// is what the disk says, one whose attribute makes no sense is EIO.
 #[test]
 fn what_is_made_where_attributes_tell_owners_needs_no_privilege_and_comes_back() {
     if !can_mount() {
@@ -162,6 +168,9 @@ fn check_others(place: &Place) {
     assert_eq!(owner(place.mnt("dir")), (11, 12, 0o2770));
 }
 
+/// Rule 68: `xattr_permissions=2` (podman's `force_mask`), `=1`: owner, mode and, of what takes privilege to make,
+/// the type are what `user.containers.override_stat` (`security.fuseoverlayfs.override_stat`) says; a file without it
+/// is what the disk says, one whose attribute makes no sense is EIO.
 #[test]
 fn privileged_attributes_tell_owners_too_also_those_of_symbolic_links() {
     if !can_mount() {

@@ -68,6 +68,8 @@ fn files_of_the_upper_are_passed_through() {
     assert_eq!(server.counts(), [0, 0, 0]);
 }
 
+/// Rule 51: **Exception**: program text of an image (anything executable, or ELF) that is passed through and open
+/// can't be opened for writing or truncated: ETXTBSY.
 #[test]
 fn programs_of_an_image_are_passed_through_and_busy_while_open() {
     if !can_mount() {
@@ -116,6 +118,7 @@ fn programs_of_an_image_are_passed_through_and_busy_while_open() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 50: Whoever serves the bytes (the kernel by passthrough, or the daemon), they are the same.
 #[test]
 fn without_passthrough_the_bytes_are_the_same() {
     if !can_mount() {
@@ -139,6 +142,7 @@ fn without_passthrough_the_bytes_are_the_same() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 50: Whoever serves the bytes (the kernel by passthrough, or the daemon), they are the same.
 #[test]
 fn where_the_disk_is_stacked_itself_the_bytes_go_through_the_server() {
     if !can_mount() {
@@ -187,6 +191,8 @@ fn a_server_without_privilege_serves_the_bytes_itself() {
     assert!(server.answer("unmount").contains("can't unmount"));
 }
 
+/// Rule 16: `st_mtime` and `st_ctime` move as on any disk; `st_atime` as the upper's disk has it, and not at all for
+/// lower files (as on a mount with `noatime`).
 #[test]
 fn a_store_into_a_mapping_shows_in_the_times() {
     if !can_mount() {

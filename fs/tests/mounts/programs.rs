@@ -77,6 +77,9 @@ fn on_both(test: impl Fn(Mounted)) {
 }
 
 /// find(1) relies on the number of links of directories, and tar(1) on numbers that stay.
+///
+/// Rule 5: Programs that look closely at a tree (find, tar, rsync, git, dpkg) find nothing that moves by itself, also
+/// after a remount.
 #[test]
 fn find_and_tar_see_every_file_once_and_nothing_that_changes() {
     on_both(|mut mounted| {
@@ -106,6 +109,9 @@ fn find_and_tar_see_every_file_once_and_nothing_that_changes() {
 }
 
 /// rsync(1) copies all there is, hard links as such, and then finds nothing more to do.
+///
+/// Rule 5: Programs that look closely at a tree (find, tar, rsync, git, dpkg) find nothing that moves by itself, also
+/// after a remount.
 #[test]
 fn rsync_finds_nothing_to_do_after_it_has_copied() {
     on_both(|mut mounted| {
@@ -128,6 +134,9 @@ fn rsync_finds_nothing_to_do_after_it_has_copied() {
 }
 
 /// git(1) compares numbers and times with those in its index: a file that was not changed is not read again.
+///
+/// Rule 5: Programs that look closely at a tree (find, tar, rsync, git, dpkg) find nothing that moves by itself, also
+/// after a remount.
 #[test]
 fn git_sees_no_change_where_there_is_none() {
     on_both(|mut mounted| {
@@ -145,6 +154,9 @@ fn git_sees_no_change_where_there_is_none() {
 }
 
 /// dpkg(1) replaces files by renaming, and keeps its database so.
+///
+/// Rule 5: Programs that look closely at a tree (find, tar, rsync, git, dpkg) find nothing that moves by itself, also
+/// after a remount.
 #[test]
 fn dpkg_upgrades_what_the_lower_has_installed() {
     if !can_mount() {

@@ -21,6 +21,8 @@ pub fn open_to_all(place: &Place) {
     fs::set_permissions(place.path("."), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// Rule 20: chmod, chown, truncate, utimensat, fallocate, lseek for holes, copy_file_range do what the upper's disk
+/// does.
 #[test]
 fn a_write_without_privilege_clears_set_user_id() {
     if !can_mount() {
@@ -47,6 +49,7 @@ fn a_write_without_privilege_clears_set_user_id() {
     }
 }
 
+/// Rule 41: The kernel checks every access against the attributes that the mount shows, once.
 #[test]
 fn permissions_are_checked_by_the_merged_attributes() {
     if !can_mount() {
@@ -77,6 +80,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 
 const NONE: u32 = u32::MAX;
 
+/// Rule 39: POSIX ACLs are checked by the kernel, and inherited.
 #[test]
 fn a_default_acl_is_inherited_instead_of_the_umask() {
     if !can_mount() {
@@ -110,6 +114,7 @@ fn a_default_acl_is_inherited_instead_of_the_umask() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 36: All namespaces work as on the upper's disk.
 #[test]
 fn the_kernels_overlay_can_be_stacked_on_a_mount() {
     if !can_mount() {
@@ -155,6 +160,8 @@ fn the_kernels_overlay_can_be_stacked_on_a_mount() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 66: `uidmapping`, `gidmapping`: ids on the disk are shown as those of the mount; what has none is the
+/// overflow id (65534).
 #[test]
 fn owners_are_mapped_both_ways_and_a_creator_without_an_id_is_refused() {
     if !can_mount() {
@@ -184,6 +191,7 @@ fn owners_are_mapped_both_ways_and_a_creator_without_an_id_is_refused() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 67: `squash_to_uid`, `squash_to_gid`, `squash_to_root` show one owner and change nothing on the disk.
 #[test]
 fn squashed_owners_flat_link_counts_and_absent_attributes_are_shown_as_asked() {
     if !can_mount() {
@@ -212,6 +220,7 @@ fn squashed_owners_flat_link_counts_and_absent_attributes_are_shown_as_asked() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 36: All namespaces work as on the upper's disk.
 #[test]
 fn mica_can_be_stacked_on_mica() {
     if !can_mount() {

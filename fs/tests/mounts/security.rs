@@ -35,6 +35,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+/// Rule 44: File capabilities are kept on copy-up.
 #[test]
 fn capabilities_survive_a_copy_up_and_go_with_a_write_or_a_change_of_owner() {
     if !can_mount() {
@@ -64,6 +65,8 @@ fn capabilities_survive_a_copy_up_and_go_with_a_write_or_a_change_of_owner() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 43: A sticky directory keeps others' files from being removed or renamed; who is not of a file's group can't
+/// give it set-group-id.
 #[test]
 fn sticky_directories_keep_others_files_and_setgid_ones_hand_their_group_down() {
     if !can_mount() {
@@ -92,6 +95,7 @@ fn sticky_directories_keep_others_files_and_setgid_ones_hand_their_group_down() 
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 37: Names and values are any bytes, up to the kernel's 255 and 65,536, as far as the upper's disk takes them.
 #[test]
 fn attributes_of_any_bytes_up_to_the_kernels_limit_are_kept() {
     if !can_mount() {
@@ -139,6 +143,8 @@ fn attributes_of_any_bytes_up_to_the_kernels_limit_are_kept() {
     unmount(place.path("memory"), UnmountFlags::DETACH).unwrap();
 }
 
+/// Rule 38: Marks can't be forged: what a program sets under such a name comes back, and means nothing, also after a
+/// remount.
 #[test]
 fn marks_that_programs_set_are_attributes_and_mean_nothing() {
     if !can_mount() {
@@ -179,6 +185,7 @@ fn marks_that_programs_set_are_attributes_and_mean_nothing() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 46: With `nodev` devices can be seen and not opened.
 #[test]
 fn devices_can_not_be_opened_on_a_mount_without_devices() {
     if !can_mount() {
@@ -200,6 +207,9 @@ fn devices_can_not_be_opened_on_a_mount_without_devices() {
     }
 }
 
+/// Rule 47: No name leads out of a layer: symbolic links of layers are never followed by the daemon, also one that
+/// somebody puts in the place of a directory or file of the upper while it is used; `..` is no name; a hard link to a
+/// lower file is one to its copy.
 #[test]
 fn a_hard_link_to_a_lower_file_leads_no_write_into_the_lower() {
     if !can_mount() {
@@ -224,6 +234,10 @@ fn a_hard_link_to_a_lower_file_leads_no_write_into_the_lower() {
 
 /// A directory of the upper and a symbolic link out of it change places all the time, as an attacker would have it who may
 /// write to the upper: whatever the mount answers, nothing outside is read or made.
+///
+/// Rule 47: No name leads out of a layer: symbolic links of layers are never followed by the daemon, also one that
+/// somebody puts in the place of a directory or file of the upper while it is used; `..` is no name; a hard link to a
+/// lower file is one to its copy.
 #[test]
 fn links_that_are_put_into_the_upper_while_it_is_used_lead_nowhere() {
     if !can_mount() {
@@ -350,6 +364,7 @@ fn map_ids(mount: impl AsFd, namespace: &File) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap()) }
 }
 
+/// Rule 45: With the option `idmap` a mount of the union can be mapped to other owners.
 #[test]
 fn owners_are_mapped_by_an_idmapped_mount_of_the_union() {
     if !can_mount() {

@@ -12,6 +12,8 @@ use super::served::{Place, can_mount, remembered};
 
 const WHILE: Duration = Duration::from_millis(200);
 
+/// Rule 17: An open file whose last name is removed stays, with its contents, until it is closed, also when the
+/// daemon is killed in between.
 #[test]
 fn files_that_are_open_when_the_server_is_killed_go_on_with_the_next() {
     if !can_mount() {
@@ -126,6 +128,8 @@ fn requests_that_the_killed_server_had_in_hand_are_done_once() {
     assert_eq!(server.order("unmount"), "unmounted");
 }
 
+/// Rule 3: A name once removed does not come back, and one that exists does not vanish, also when the power fails
+/// between two instructions: every change of a name is one rename, exchange or link on the upper's disk.
 #[test]
 fn changes_are_exact_however_often_the_server_is_killed_under_load() {
     if !can_mount() {
@@ -242,6 +246,7 @@ fn what_the_kernel_knows_needs_no_server() {
     });
 }
 
+/// Rule 49: Without an upper, every change is EROFS.
 #[test]
 fn a_read_only_mount_opens_and_lists_without_messages() {
     if !can_mount() {

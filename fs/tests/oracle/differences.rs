@@ -50,6 +50,8 @@ fn first_of_mapping(file: &File, meanwhile: impl FnOnce()) -> u8 {
     first()
 }
 
+/// Rule 14: Who has the file open goes on with the same file: a handle that was opened for reading before the copy-up
+/// reads what is written after it, by read(2) and by mmap(2).
 #[test]
 fn reader_from_before_a_copy_up_reads_what_is_written_after_it() {
     let seen = both(one_file, |root| {
@@ -62,6 +64,8 @@ fn reader_from_before_a_copy_up_reads_what_is_written_after_it() {
     assert!(seen.is_none_or(|seen| seen == (b'b', b'b')));
 }
 
+/// Rule 14: Who has the file open goes on with the same file: a handle that was opened for reading before the copy-up
+/// reads what is written after it, by read(2) and by mmap(2).
 #[test]
 fn mapping_from_before_a_copy_up_shows_what_is_written_after_it_and_overlayfs_does_not() {
     let seen = both(one_file, |root| {
@@ -74,6 +78,7 @@ fn mapping_from_before_a_copy_up_shows_what_is_written_after_it_and_overlayfs_do
     assert!(seen.is_none_or(|seen| seen == (b'b', b'a')));
 }
 
+/// Rule 31: A program can make a character device 0:0.
 #[test]
 fn device_0_0_by_mknod_is_a_device_and_overlayfs_refuses_it() {
     let seen = both(one_file, |root| {
@@ -83,6 +88,7 @@ fn device_0_0_by_mknod_is_a_device_and_overlayfs_refuses_it() {
     assert!(seen.is_none_or(|seen| seen == (Ok(()), Err(Errno::PERM))));
 }
 
+/// Rule 23: `RENAME_NOREPLACE` and `RENAME_EXCHANGE` work for all files, lower and upper mixed.
 #[test]
 fn rename_that_leaves_a_whiteout_leaves_a_device_and_overlayfs_refuses_it() {
     let seen = both(one_file, |root| {
@@ -93,12 +99,14 @@ fn rename_that_leaves_a_whiteout_leaves_a_device_and_overlayfs_refuses_it() {
     assert!(seen.is_none_or(|seen| seen == (Ok((0o020_000, 0)), Err(Errno::INVAL))));
 }
 
+/// Rule 59: `O_TMPFILE` is EOPNOTSUPP.
 #[test]
 fn file_without_a_name_is_refused_and_overlayfs_makes_it() {
     let seen = both(one_file, |root| rustix::fs::open(root, OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR).map(drop));
     assert!(seen.is_none_or(|seen| seen == (Err(Errno::OPNOTSUPP), Ok(()))));
 }
 
+/// Rule 35: What is mounted on a lower directory is not part of it.
 #[test]
 fn what_is_mounted_on_a_layer_is_no_part_of_it() {
     let mounted = |base: &Path| {
@@ -116,6 +124,7 @@ fn what_is_mounted_on_a_layer_is_no_part_of_it() {
     assert!(seen.is_none_or(|(mica, kernel)| mica == ["below"] && kernel == mica));
 }
 
+/// Rule 55: statfs(2) tells the space of the upper's disk, or of the lower's when nothing can be written.
 #[test]
 fn space_is_that_of_the_uppers_disk() {
     let seen = both(one_file, |root| {
@@ -126,6 +135,8 @@ fn space_is_that_of_the_uppers_disk() {
     assert!(seen.is_none_or(|seen| seen == (true, true)));
 }
 
+/// Rule 20: chmod, chown, truncate, utimensat, fallocate, lseek for holes, copy_file_range do what the upper's disk
+/// does.
 #[test]
 fn holes_stay_holes_over_a_copy_up_and_ranges_are_the_disks_business() {
     let sparse = |base: &Path| {
@@ -153,6 +164,7 @@ fn holes_stay_holes_over_a_copy_up_and_ranges_are_the_disks_business() {
     }
 }
 
+/// Rule 57: Locks (flock, POSIX, of open file descriptions) hold between all processes that use the mount.
 #[test]
 fn locks_hold_between_all_who_use_the_mount() {
     use rustix::fs::{FlockOperation, flock};
@@ -187,6 +199,7 @@ fn shown(root: &Path) -> Shown {
     shown
 }
 
+/// Rule 28: A file that overlayfs copied up without contents (`metacopy=on`) has those of the lower.
 #[test]
 fn files_that_the_kernel_left_without_contents_have_them_in_mica_and_then_in_the_kernel() {
     if !may_mount() {
@@ -248,6 +261,9 @@ fn files_that_the_kernel_left_without_contents_have_them_in_mica_and_then_in_the
 
 /// What the kernel would show as zeros if it believed the upper file, it refuses unless it is told to look for contents
 /// in the lower.
+///
+/// Rule 27: Contents that Mica left in the lower are found by overlayfs with `metacopy=on`; without, it refuses the
+/// file (EPERM).
 #[test]
 fn contents_that_mica_left_in_the_lower_are_found_by_a_kernel_that_may_and_refused_by_one_that_may_not() {
     if !may_mount() {

@@ -91,6 +91,7 @@ proptest! {
         }
     }
 
+    /// Rule 26: The kernel's overlayfs and Mica show the same when they mount each other's upper.
     #[test]
     fn kernel_reads_what_mica_wrote(below in steps(30), above in steps(40)) {
         if may_mount() {
@@ -106,6 +107,8 @@ proptest! {
         }
     }
 
+    /// Rule 27: Contents that Mica left in the lower are found by overlayfs with `metacopy=on`; without, it refuses
+    /// the file (EPERM).
     #[test]
     fn kernel_reads_what_mica_left_in_the_lower(below in steps(30), above in steps(40)) {
         if may_mount() {
@@ -121,6 +124,7 @@ proptest! {
         }
     }
 
+    /// Rule 26: The kernel's overlayfs and Mica show the same when they mount each other's upper.
     #[test]
     fn mica_reads_what_the_kernel_wrote(below in steps(30), above in steps(40)) {
         if may_mount() {

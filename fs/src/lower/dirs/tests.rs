@@ -122,6 +122,7 @@ fn find(lower: &DirsLower, path: &str) -> Attr {
     lower.resolve(path.as_bytes()).unwrap().unwrap()
 }
 
+/// Rule 1: A name that the upper has hides the lower's.
 #[test]
 fn upper_layer_hides_the_names_it_has_and_adds_to_directories() {
     let stack = Stack::of(2);
@@ -132,6 +133,9 @@ fn upper_layer_hides_the_names_it_has_and_adds_to_directories() {
     assert_eq!(stack.view(), shows(&expected));
 }
 
+/// Rule 32: Layers that are plain directories may have whiteouts of every kind in use: the device, `.wh.NAME`,
+/// `.wh..wh..opq`, `overlay.opaque` = `y` (or `x`, with `overlay.whiteout` on empty files),
+/// `user.fuseoverlayfs.opaque`.
 #[test]
 fn every_kind_of_whiteout_deletes_a_name() {
     for kind in ["device", "aufs", "trusted", "user"] {
@@ -156,6 +160,9 @@ fn empty_file_is_no_whiteout_where_its_directory_does_not_say_so() {
     assert_eq!(stack.view(), shows(&[("d", "/"), ("d/f", "")]));
 }
 
+/// Rule 32: Layers that are plain directories may have whiteouts of every kind in use: the device, `.wh.NAME`,
+/// `.wh..wh..opq`, `overlay.opaque` = `y` (or `x`, with `overlay.whiteout` on empty files),
+/// `user.fuseoverlayfs.opaque`.
 #[test]
 fn every_kind_of_opaque_mark_hides_what_is_below() {
     for mark in ["trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque", ".wh..wh..opq"] {
@@ -177,6 +184,9 @@ fn opaque_root_hides_the_layers_below() {
     assert_eq!(stack.view(), shows(&[("a", "0")]));
 }
 
+/// Rule 32: Layers that are plain directories may have whiteouts of every kind in use: the device, `.wh.NAME`,
+/// `.wh..wh..opq`, `overlay.opaque` = `y` (or `x`, with `overlay.whiteout` on empty files),
+/// `user.fuseoverlayfs.opaque`.
 #[test]
 fn whiteout_says_nothing_about_its_own_layer() {
     let stack = Stack::of(2);
@@ -184,6 +194,9 @@ fn whiteout_says_nothing_about_its_own_layer() {
     assert_eq!(stack.view(), shows(&[("d", "/"), ("d/a", "0")]));
 }
 
+/// Rule 32: Layers that are plain directories may have whiteouts of every kind in use: the device, `.wh.NAME`,
+/// `.wh..wh..opq`, `overlay.opaque` = `y` (or `x`, with `overlay.whiteout` on empty files),
+/// `user.fuseoverlayfs.opaque`.
 #[test]
 fn whiteout_of_a_middle_layer_cuts_a_directory_that_is_on_top_again() {
     for mark in ["d", ".wh.d"] {
@@ -194,6 +207,7 @@ fn whiteout_of_a_middle_layer_cuts_a_directory_that_is_on_top_again() {
     }
 }
 
+/// Rule 1: A name that the upper has hides the lower's.
 #[test]
 fn file_between_directories_cuts_them() {
     let stack = Stack::of(3);
@@ -201,6 +215,7 @@ fn file_between_directories_cuts_them() {
     assert_eq!(stack.view(), shows(&[("d", "/"), ("d/a", "0")]));
 }
 
+/// Rule 33: There, names that begin with `.wh.` never show.
 #[test]
 fn aufs_bookkeeping_does_not_show() {
     let stack = Stack::of(1);
@@ -225,6 +240,8 @@ fn redirect_to_a_name_stays_within_the_directory_wherever_that_is() {
     assert_eq!(stack.view(), shows(&[("b", "/"), ("b/new", "/"), ("b/new/f", "1")]));
 }
 
+/// Rule 34: Redirects, and files whose contents are further below (`metacopy`), are followed through all layers, but
+/// believed only if they are in the namespace of the mount (`trusted.`, or `user.` with `userxattr`).
 #[test]
 fn redirects_chain_across_layers() {
     let stack = Stack::of(4);
@@ -253,6 +270,8 @@ fn absolute_redirect_leads_out_of_an_opaque_directory() {
     assert_eq!(stack.view(), shows(&[("d", "/"), ("d/new", "/"), ("d/new/f", "1")]));
 }
 
+/// Rule 34: Redirects, and files whose contents are further below (`metacopy`), are followed through all layers, but
+/// believed only if they are in the namespace of the mount (`trusted.`, or `user.` with `userxattr`).
 #[test]
 fn contents_of_a_metadata_copy_are_found_below() {
     let stack = Stack::of(4);
@@ -273,6 +292,8 @@ fn contents_of_a_metadata_copy_are_found_below() {
     assert!(error.to_string().contains("lost are in no layer below"), "{error}");
 }
 
+/// Rule 30: Directories behind `::` in `lowerdir` show nothing; files without contents (`metacopy`) whose redirect is
+/// a path may have them there.
 #[test]
 fn layers_of_data_alone_show_nothing_and_have_contents_by_path() {
     let stack = Stack::of(3);
@@ -292,6 +313,8 @@ fn layers_of_data_alone_show_nothing_and_have_contents_by_path() {
     assert_eq!(lower.open(find(&lower, "ab/object").ino).unwrap_err().errno(), Errno::IO);
 }
 
+/// Rule 34: Redirects, and files whose contents are further below (`metacopy`), are followed through all layers, but
+/// believed only if they are in the namespace of the mount (`trusted.`, or `user.` with `userxattr`).
 #[test]
 fn redirect_that_shows_a_directory_twice_is_damage() {
     let stack = Stack::of(2);
@@ -304,6 +327,9 @@ fn redirect_that_shows_a_directory_twice_is_damage() {
     assert!(error.to_string().contains("two places"), "{error}");
 }
 
+/// Rule 47: No name leads out of a layer: symbolic links of layers are never followed by the daemon, also one that
+/// somebody puts in the place of a directory or file of the upper while it is used; `..` is no name; a hard link to a
+/// lower file is one to its copy.
 #[test]
 fn redirect_to_no_place_is_damage() {
     let stack = Stack::of(2);
@@ -313,6 +339,8 @@ fn redirect_to_no_place_is_damage() {
     assert!(error.to_string().contains("/0/d: "), "{error}");
 }
 
+/// Rule 34: Redirects, and files whose contents are further below (`metacopy`), are followed through all layers, but
+/// believed only if they are in the namespace of the mount (`trusted.`, or `user.` with `userxattr`).
 #[test]
 fn redirect_of_another_namespace_is_not_believed() {
     let stack = Stack::of(2);
@@ -321,6 +349,7 @@ fn redirect_of_another_namespace_is_not_believed() {
     assert_eq!(view(&stack.open_as(Format::User)), shows(&[("new", "/"), ("new/f", "1")]));
 }
 
+/// Rule 9: Hard links are one file, in the lower, in the upper and over copy-up.
 #[test]
 fn hard_links_share_a_number_and_count_the_names_that_show() {
     let stack = Stack::of(2);
@@ -342,6 +371,7 @@ fn hard_links_share_a_number_and_count_the_names_that_show() {
     assert_eq!(lower.parent(three.ino).unwrap(), ROOT);
 }
 
+/// Rule 8: The root is 1.
 #[test]
 fn numbers_are_the_same_each_time_and_known_without_a_lookup() {
     let stack = Stack::of(2);
@@ -356,6 +386,7 @@ fn numbers_are_the_same_each_time_and_known_without_a_lookup() {
     assert!(matches!(after.attr(Ino(2 << 48 | 1)), Err(Error::Stale { .. })));
 }
 
+/// Rule 10: `st_nlink` of a directory is two plus the subdirectories that show, also where several layers make it up.
 #[test]
 fn attributes_are_those_of_the_file() {
     let stack = Stack::of(2);
@@ -368,6 +399,8 @@ fn attributes_are_those_of_the_file() {
     assert_eq!(u64::from(find(&lower, "one").nlink), fs::metadata(stack.at(1, "one")).unwrap().nlink());
 }
 
+/// Rule 10: `st_nlink` of a directory is two plus the subdirectories that show, also where several layers make it up.
+/// Rule 85: A merged directory counts the subdirectories that show.
 #[test]
 fn merged_directory_counts_the_subdirectories_that_show() {
     let stack = Stack::of(3);
@@ -389,6 +422,7 @@ fn device_that_a_user_made_is_a_device_again() {
     assert_eq!(lower.xattrs(attr.ino).unwrap(), []);
 }
 
+/// Rule 36: All namespaces work as on the upper's disk.
 #[test]
 fn marks_do_not_show_and_those_of_nested_overlays_do() {
     let stack = Stack::of(1);
@@ -407,6 +441,7 @@ fn marks_do_not_show_and_those_of_nested_overlays_do() {
     assert_eq!(lower.xattr(link, b"trusted.tag").unwrap().unwrap(), b"on the link");
 }
 
+/// Rule 2: Names are bytes: 1 to 255 of them, neither `/` nor NUL.
 #[test]
 fn names_are_bytes_in_the_order_of_bytes() {
     let stack = Stack::of(1);
