@@ -15,6 +15,7 @@ pub mod ids;
 pub mod inode;
 pub mod keeper;
 pub mod kernel;
+mod listing;
 pub mod lower;
 pub mod mount;
 pub mod mountinfo;

@@ -1,8 +1,17 @@
 //! The inputs that are kept for the fuzzers, each once through what the fuzzers do.
-#![allow(clippy::pedantic, clippy::expect_used, clippy::unwrap_used, missing_docs, missing_debug_implementations)]
+#![allow(
+    clippy::pedantic,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    missing_docs,
+    missing_debug_implementations
+)]
 
 #[path = "../../fuzz/src/keeper.rs"]
 mod keeper;
+#[path = "../../fuzz/src/replay.rs"]
+mod replay;
 #[path = "../../fuzz/src/upper.rs"]
 mod upper;
 
@@ -13,22 +22,7 @@ mod store {
     }
 }
 
-use std::path::Path;
-
-/// Runs all inputs of a target; returns how many.
-fn replay(target: &str, run: fn(&[u8])) -> usize {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
-    let mut count = 0;
-    for kind in ["seeds", "regressions"] {
-        let Ok(files) = std::fs::read_dir(fuzz.join(kind).join(target)) else { continue };
-        for file in files {
-            let input = std::fs::read(file.unwrap().path()).unwrap();
-            run(&input);
-            count += 1;
-        }
-    }
-    count
-}
+use replay::replay;
 
 #[test]
 fn kept_packets_are_answered_or_refused() {

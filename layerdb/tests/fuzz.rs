@@ -15,6 +15,8 @@ mod compressed;
 mod layout;
 #[path = "../../fuzz/src/recipe.rs"]
 mod recipe;
+#[path = "../../fuzz/src/replay.rs"]
+mod replay;
 #[path = "../../fuzz/src/store.rs"]
 mod store;
 #[path = "../../fuzz/src/tar.rs"]
@@ -26,22 +28,9 @@ mod tree;
 #[path = "../../fuzz/src/walk.rs"]
 mod walk;
 
-use std::path::Path;
-
-/// Runs all inputs of a target; returns how many.
+/// Runs all inputs of a target, and ends what they have in common; returns how many.
 fn replay(target: &str, run: fn(&[u8])) -> usize {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
-    let mut count = 0;
-    for kind in ["seeds", "regressions"] {
-        let Ok(files) = std::fs::read_dir(fuzz.join(kind).join(target)) else { continue };
-        for file in files {
-            let path = file.unwrap().path();
-            // The name shows if the input fails.
-            eprintln!("{}", path.display());
-            run(&std::fs::read(path).unwrap());
-            count += 1;
-        }
-    }
+    let count = replay::replay(target, run);
     tar::close();
     count
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::see::discard;
@@ -14,29 +14,13 @@ use super::{Branches, Stack};
 use crate::error::{Error, Result};
 use crate::inode::{Attr, Caller, Fh, Ino};
 use crate::union::acl;
+use crate::union::create::New;
 use crate::upper::{Mark, Spot, Upper};
-
-/// What is to be made.
-#[derive(Clone, Copy, Debug)]
-enum New<'a> {
-    File,
-    Dir,
-    Symlink(&'a [u8]),
-    Node(FileType, u64),
-    /// A char device 0:0, which on the disk would be a whiteout.
-    ZeroDevice,
-}
 
 impl Branches {
     /// Makes a file of any type but directory and symbolic link.
     pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u64) -> Result<Attr> {
-        let new = match FileType::from_raw_mode(mode) {
-            FileType::RegularFile => New::File,
-            FileType::CharacterDevice if rdev == 0 => New::ZeroDevice,
-            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => New::Node(kind, rdev),
-            kind @ (FileType::Fifo | FileType::Socket) => New::Node(kind, 0),
-            _ => return Err(Errno::INVAL.into()),
-        };
+        let new = New::node(mode, rdev)?;
         self.make(&self.stack.write(), caller, parent, name, mode, new).map(|(attr, _)| attr)
     }
 

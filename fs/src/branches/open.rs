@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::readdir::OpenDir;
@@ -15,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::inode::{Fh, Ino};
 use crate::union::Backing;
 use crate::union::copy_up::Keep;
+use crate::union::open::{seek_to, write_at};
 use crate::upper::Spot;
 
 /// The file of an open inode.
@@ -222,13 +222,7 @@ impl Branches {
 
     /// Writes; short only when the disk is.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8]) -> Result<usize> {
-        let file = self.writable_file(fh)?;
-        loop {
-            match rustix::io::pwritev(&*file, &[IoSlice::new(data)], offset) {
-                Err(Errno::INTR) => {}
-                written => return Ok(written?),
-            }
-        }
+        Ok(write_at(&*self.writable_file(fh)?, offset, data)?)
     }
 
     /// What close(2) waits for: nothing, since nothing is held back here.
@@ -253,12 +247,7 @@ impl Branches {
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE; the kernel does the others itself.
     pub fn lseek(&self, fh: Fh, offset: i64, whence: i32) -> Result<u64> {
-        let at = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
-        let to = match whence {
-            libc::SEEK_DATA => SeekFrom::Data(at),
-            libc::SEEK_HOLE => SeekFrom::Hole(at),
-            _ => return Err(Errno::INVAL.into()),
-        };
+        let (_, to) = seek_to(offset, whence)?;
         Ok(rustix::fs::seek(&*self.contents_of(fh)?.file, to)?)
     }
 

@@ -10,24 +10,14 @@ use parking_lot::Mutex;
 use super::Branches;
 use crate::error::Result;
 use crate::inode::{DirEntry, Fh, FileKind, Ino};
+use crate::listing::{Listed, Listing, Look, read_dots, read_listing};
 use crate::upper::read_dir;
-
-/// Cookies of "." and "..".
-const DOT: u64 = 1;
-const DOT_DOT: u64 = 2;
 
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct OpenDir {
     pub(super) ino: Ino,
-    listing: Mutex<Arc<Vec<Listed>>>,
-}
-
-#[derive(Debug)]
-struct Listed {
-    name: Vec<u8>,
-    ino: Ino,
-    kind: FileKind,
+    listing: Mutex<Listing>,
 }
 
 impl Branches {
@@ -61,40 +51,17 @@ impl Branches {
         if after == 0 {
             *dir.listing.lock() = self.list_dir(dir.ino)?;
         }
-        for (cookie, name) in [(DOT, &b"."[..]), (DOT_DOT, b"..")] {
-            if after < cookie {
-                let up = self.nodes.lock().get(dir.ino)?.names.first().map_or(dir.ino, |(parent, _)| *parent);
-                let ino = if cookie == DOT { dir.ino } else { up };
-                if !each(DirEntry { ino, kind: FileKind::Directory, name, cookie, attr: None }) {
-                    return Ok(());
-                }
-            }
+        let up = || Ok(self.nodes.lock().get(dir.ino)?.names.first().map_or(dir.ino, |(parent, _)| *parent));
+        if !read_dots(dir.ino, up, after, each)? {
+            return Ok(());
         }
         let listing = Arc::clone(&dir.listing.lock());
-        let start = usize::try_from(after.saturating_sub(DOT_DOT)).unwrap_or(usize::MAX);
-        for (at, entry) in listing.iter().enumerate().skip(start) {
-            let mut attr = None;
-            if plus {
-                attr = self.lookup(dir.ino, &entry.name)?;
-                if attr.is_none() {
-                    // Gone since the listing.
-                    continue;
-                }
-            }
-            let (ino, kind) = attr.map_or((entry.ino, entry.kind), |attr| (attr.ino, attr.kind));
-            let cookie = at as u64 + 1 + DOT_DOT;
-            if !each(DirEntry { ino, kind, name: &entry.name, cookie, attr }) {
-                if attr.is_some() {
-                    self.forget(ino, 1);
-                }
-                break;
-            }
-        }
-        Ok(())
+        let look = |name: &[u8]| self.lookup(dir.ino, name);
+        read_listing(&listing, after, plus.then_some(&look as Look<'_>), &|ino| self.forget(ino, 1), each)
     }
 
     /// The names that show in a directory.
-    fn list_dir(&self, ino: Ino) -> Result<Arc<Vec<Listed>>> {
+    fn list_dir(&self, ino: Ino) -> Result<Listing> {
         let stack = self.stack.read();
         let (mut known, mut listed) = (HashSet::new(), Vec::new());
         for part in self.parts(&stack, ino)?.iter() {

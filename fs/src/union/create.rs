@@ -21,13 +21,26 @@ use crate::upper::{Mark, Marks, Spot, Upper};
 
 /// What is to be made.
 #[derive(Clone, Copy, Debug)]
-enum New<'a> {
+pub(crate) enum New<'a> {
     File,
     Dir,
     Symlink(&'a [u8]),
     Node(FileType, u64),
     /// A char device 0:0, which on the disk would be a whiteout.
     ZeroDevice,
+}
+
+impl New<'_> {
+    /// What mknod(2) makes. EINVAL for what it doesn't.
+    pub(crate) fn node(mode: u32, rdev: u64) -> Result<Self, Errno> {
+        Ok(match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => New::File,
+            FileType::CharacterDevice if rdev == 0 => New::ZeroDevice,
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => New::Node(kind, rdev),
+            kind @ (FileType::Fifo | FileType::Socket) => New::Node(kind, 0),
+            _ => return Err(Errno::INVAL),
+        })
+    }
 }
 
 /// Where and for whom.
@@ -47,14 +60,7 @@ struct Target<'a> {
 impl Union {
     /// Makes a file of any type but directory and symbolic link.
     pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u64) -> Result<Attr> {
-        let new = match FileType::from_raw_mode(mode) {
-            FileType::RegularFile => New::File,
-            FileType::CharacterDevice if rdev == 0 => New::ZeroDevice,
-            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => New::Node(kind, rdev),
-            kind @ (FileType::Fifo | FileType::Socket) => New::Node(kind, 0),
-            _ => return Err(Errno::INVAL.into()),
-        };
-        Ok(self.make(caller, parent, name, mode, new)?.0)
+        Ok(self.make(caller, parent, name, mode, New::node(mode, rdev)?)?.0)
     }
 
     /// Makes a directory.

@@ -256,13 +256,7 @@ impl Union {
 
     /// Writes; short only when the disk is.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8]) -> Result<usize> {
-        let file = self.writable_file(fh)?;
-        loop {
-            match rustix::io::pwritev(&*file, &[IoSlice::new(data)], offset) {
-                Err(Errno::INTR) => {}
-                written => return Ok(written?),
-            }
-        }
+        Ok(write_at(&*self.writable_file(fh)?, offset, data)?)
     }
 
     /// What close(2) waits for: nothing, since nothing is held back here.
@@ -287,12 +281,7 @@ impl Union {
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE; the kernel does the others itself.
     pub fn lseek(&self, fh: Fh, offset: i64, whence: i32) -> Result<u64> {
-        let at = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
-        let to = match whence {
-            libc::SEEK_DATA => SeekFrom::Data(at),
-            libc::SEEK_HOLE => SeekFrom::Hole(at),
-            _ => return Err(Errno::INVAL.into()),
-        };
+        let (at, to) = seek_to(offset, whence)?;
         match self.contents_of(fh)? {
             Contents::Upper(file) | Contents::Lower(LowerFile::File { file, .. }) => Ok(rustix::fs::seek(&*file, to)?),
             Contents::Lower(LowerFile::Inline { .. }) => {
@@ -338,6 +327,26 @@ impl Union {
             }
             Contents::Lower(LowerFile::Inline { .. }) => Ok(None),
         }
+    }
+}
+
+/// Writes at `offset`; short only when the disk is.
+pub(crate) fn write_at(file: &File, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    loop {
+        match rustix::io::pwritev(file, &[IoSlice::new(data)], offset) {
+            Err(Errno::INTR) => {}
+            written => return written,
+        }
+    }
+}
+
+/// Where lseek(2) with SEEK_DATA or SEEK_HOLE begins to look, and for what.
+pub(crate) fn seek_to(offset: i64, whence: i32) -> Result<(u64, SeekFrom), Errno> {
+    let at = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+    match whence {
+        libc::SEEK_DATA => Ok((at, SeekFrom::Data(at))),
+        libc::SEEK_HOLE => Ok((at, SeekFrom::Hole(at))),
+        _ => Err(Errno::INVAL),
     }
 }
 

@@ -14,25 +14,15 @@ use rustix::fs::FileType;
 use super::Union;
 use crate::error::{Error, Result};
 use crate::inode::{Attr, DirEntry, Fh, FileKind, Ino, ROOT};
+use crate::listing::{DOT_DOT, Listed, Listing, Look, read_dots, read_listing};
 use crate::upper::{Found, Spot, read_dir};
-
-/// Cookies of "." and "..".
-const DOT: u64 = 1;
-const DOT_DOT: u64 = 2;
 
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct OpenDir {
     ino: Ino,
     /// `None`: read from the lower as it is.
-    listing: Mutex<Option<Arc<Vec<Listed>>>>,
-}
-
-#[derive(Debug)]
-struct Listed {
-    name: Vec<u8>,
-    ino: Ino,
-    kind: FileKind,
+    listing: Mutex<Option<Listing>>,
 }
 
 impl Union {
@@ -65,50 +55,17 @@ impl Union {
         if after == 0 {
             *dir.listing.lock() = self.list(dir.ino)?;
         }
-        for (cookie, name) in [(DOT, &b"."[..]), (DOT_DOT, b"..")] {
-            if after < cookie {
-                // Nothing reads the number of ".." but programs that walk up by it; they get it by stat(2).
-                let ino = if cookie == DOT { dir.ino } else { self.parent_of(dir.ino)? };
-                if !each(DirEntry { ino, kind: FileKind::Directory, name, cookie, attr: None }) {
-                    return Ok(());
-                }
-            }
+        if !read_dots(dir.ino, || self.parent_of(dir.ino), after, each)? {
+            return Ok(());
         }
         let listing = dir.listing.lock().clone();
         match listing {
-            Some(listing) => self.read_listing(dir.ino, &listing, after, plus, each),
+            Some(listing) => {
+                let look = |name: &[u8]| self.lookup(dir.ino, name);
+                read_listing(&listing, after, plus.then_some(&look as Look<'_>), &|ino| self.forget(ino, 1), each)
+            }
             None => self.read_lower(dir.ino, after, plus, each),
         }
-    }
-
-    fn read_listing(
-        &self,
-        dir: Ino,
-        listing: &[Listed],
-        after: u64,
-        plus: bool,
-        each: &mut dyn FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<()> {
-        let start = usize::try_from(after.saturating_sub(DOT_DOT)).unwrap_or(usize::MAX);
-        for (at, entry) in listing.iter().enumerate().skip(start) {
-            let mut attr = None;
-            if plus {
-                attr = self.lookup(dir, &entry.name)?;
-                if attr.is_none() {
-                    // Gone since the listing.
-                    continue;
-                }
-            }
-            let (ino, kind) = attr.map_or((entry.ino, entry.kind), |attr| (attr.ino, attr.kind));
-            let cookie = at as u64 + 1 + DOT_DOT;
-            if !each(DirEntry { ino, kind, name: &entry.name, cookie, attr }) {
-                if attr.is_some() {
-                    self.forget(ino, 1);
-                }
-                break;
-            }
-        }
-        Ok(())
     }
 
     fn read_lower(&self, dir: Ino, after: u64, plus: bool, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
@@ -122,7 +79,7 @@ impl Union {
     }
 
     /// The visible entries of a directory with an upper part; `None` for one without.
-    fn list(&self, ino: Ino) -> Result<Option<Arc<Vec<Listed>>>> {
+    fn list(&self, ino: Ino) -> Result<Option<Listing>> {
         let _names = self.names.read();
         let Some(dir) = self.upper_dir(ino)? else { return Ok(None) };
         let (merged, impure) = match self.nodes.lock().get(ino) {
