@@ -7,6 +7,7 @@
 //! kernel's messages into operations ([`served`]) and decides nothing. [`error`] is the one place that makes an errno of an error.
 
 pub mod branches;
+mod cache;
 pub mod diff;
 pub mod error;
 pub mod fuse;

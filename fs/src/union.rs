@@ -39,6 +39,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, StatVfs};
 use rustix::io::Errno;
 
+use crate::cache::cache_of;
 use crate::error::{Error, Result};
 use crate::inode::{Ino, ROOT};
 use crate::lower::Lower;
@@ -107,7 +108,7 @@ impl Union {
             removed: Mutex::default(),
             opens: Mutex::default(),
             handles: RwLock::default(),
-            directories: Mutex::new(LruCache::new(capacity)),
+            directories: Mutex::new(cache_of(capacity)),
             names: RwLock::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
         };

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::handles::{Handle, Handles};
 use super::translate::{FOREVER, attributes, caller};
+use crate::cache::cache_of;
 use crate::error::{Error, Result};
 use crate::ids::Ids;
 use crate::inode::{Attr, Caller, Fh, Ino};
@@ -92,8 +93,8 @@ impl Serving {
             passthrough: options.passthrough,
             shown: options.shown.clone(),
             gate: RwLock::default(),
-            files: Mutex::new(LruCache::new(KEPT_OPEN)),
-            dirs: Mutex::new(LruCache::new(KEPT_OPEN)),
+            files: Mutex::new(cache_of(KEPT_OPEN)),
+            dirs: Mutex::new(cache_of(KEPT_OPEN)),
         })
     }
 

@@ -133,8 +133,10 @@ fn in_this(stage: &Stage<'_>, daemon: &Daemon, state: &Path, parent: &str, files
         let start = Instant::now();
         mount(number)?;
         times.push(start.elapsed().as_secs_f64());
-        let taken = memory(server)?;
-        ensure!(taken < TOO_MUCH, "{number} mounts take {:.0} MiB", taken / 1_048_576.0);
+        if number % 100 == 0 {
+            let taken = memory(server)?;
+            ensure!(taken < TOO_MUCH, "{number} mounts take {:.0} MiB", taken / 1_048_576.0);
+        }
         if number < mounted {
             unmount(&target, UnmountFlags::empty())?;
         }
@@ -158,9 +160,10 @@ fn answer<T>(answer: Answer<T>) -> Result<T> {
     answer.map_err(|status| Failure::new(status.to_string()))
 }
 
-/// Bytes that the process alone takes, and its part of what it shares.
+/// Bytes of a process that no file has: what the kernel can't get back by itself. Mapped trees and program text, which it can, and
+/// which several processes share, are not among them.
 fn memory(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("smaps_rollup tells Pss")?;
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("/proc/PID/status tells RssAnon")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }

@@ -29,7 +29,7 @@ pub const POSTGRES: Workload = Workload {
 };
 
 /// Of each of the two clients.
-const TRANSACTIONS: u32 = 750;
+const TRANSACTIONS: u32 = 500;
 
 fn run(stage: &Stage<'_>) -> Result {
     let programs = programs()?;

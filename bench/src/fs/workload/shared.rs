@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,8 @@ fn run(stage: &Stage<'_>) -> Result {
     for image in 0..IMAGES {
         // Each has its own copy, as images that install the same package in different layers.
         let lower = stage.lower(&format!("library-{image}"), |folder| {
-            large_file(&folder.join("library"), MEBIBYTES)?;
+            large_file(&folder.join("library.so"), MEBIBYTES)?;
+            File::options().write(true).open(folder.join("library.so"))?.write_all_at(b"\x7fELF", 0)?;
             fs::write(folder.join("image"), image.to_string())?;
             Ok(Lower::folder(folder, &format!("library-{image}")))
         })?;
@@ -61,7 +63,7 @@ fn run(stage: &Stage<'_>) -> Result {
     let mut later = Duration::ZERO;
     for (number, mount) in mounts.iter().enumerate() {
         let start = Instant::now();
-        read(&mount.path("library"))?;
+        read(&mount.path("library.so"))?;
         if number > 0 {
             later += start.elapsed();
         }

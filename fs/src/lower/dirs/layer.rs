@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Stat, StatVfs
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::cache::cache_of;
 use crate::error::{Error, Result};
 use crate::lower::Role;
 use crate::owners::{self, Owner, Owners};
@@ -84,7 +85,7 @@ impl Layers {
         let shown = stack.iter().take_while(|layer| layer.role != Role::Data).count() as u16;
         let root = |layer| Arc::new(Real { number: 0, layer, place: None });
         let roots = (0..stack.len() as u16).map(root).collect();
-        let open = Mutex::new(LruCache::new(OPEN_MAX));
+        let open = Mutex::new(cache_of(OPEN_MAX));
         Ok(Layers { stack, shown, roots, numbers: AtomicU64::new(1), owners, open })
     }
 
