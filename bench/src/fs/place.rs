@@ -219,6 +219,9 @@ fn overlay(place: &Place<'_>, features: &[(&str, &str)], root: &Path) -> Result 
     Ok(())
 }
 
+/// What statfs(2) says of EROFS.
+const EROFS: rustix::fs::FsWord = 0xE0F5_E1E2;
+
 /// Starts a server and waits until its mount answers.
 fn serve(command: &mut Command, root: &Path, watch: &Watch) -> Result<Child> {
     let below = fs::metadata(root)?.dev();
@@ -232,7 +235,9 @@ fn serve(command: &mut Command, root: &Path, watch: &Watch) -> Result<Child> {
         if let Some(status) = child.try_wait()? {
             fail!("`{line}` ended with {status}: {}", said(&log)?);
         }
-        Ok((fs::metadata(root)?.dev() != below).then_some(()))
+        // The kernel form mounts the tree first, and what shows on top of it.
+        let shows = fs::metadata(root)?.dev() != below && rustix::fs::statfs(root)?.f_type != EROFS;
+        Ok(shows.then_some(()))
     });
     if waited.is_err() {
         watch.forget(child.id());

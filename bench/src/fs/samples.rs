@@ -82,7 +82,7 @@ impl Samples {
                 ratios(&own.samples, &first.samples)
             }),
         };
-        line.row.goals.iter().map(|goal| Judged { goal: *goal, found: found(goal) }).collect()
+        line.row.goals_of(subject).into_iter().map(|goal| Judged { goal, found: found(&goal) }).collect()
     }
 
     /// The geometric mean of a subject's ratios over the real programs, if each of them has one.

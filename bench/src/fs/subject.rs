@@ -29,6 +29,8 @@ pub enum Subject {
     MicaDirs,
     /// `mica mount` of an image from its store: what Mica is.
     Mica,
+    /// The same in its kernel form.
+    MicaKernel,
 }
 
 /// How a subject is mounted.
@@ -57,17 +59,18 @@ impl Subject {
             Subject::FuseOverlayfsC => "fuse-overlayfs 1",
             Subject::MicaDirs => "mica, directories",
             Subject::Mica => "mica",
+            Subject::MicaKernel => "mica, kernel",
         }
     }
 
     /// Whether it is Mica, and so is to reach the goals.
     pub fn is_mica(self) -> bool {
-        matches!(self, Subject::MicaDirs | Subject::Mica)
+        matches!(self, Subject::MicaDirs | Subject::Mica | Subject::MicaKernel)
     }
 
     /// Whether it is mounted from the store instead of from directories.
     pub fn is_from_store(self) -> bool {
-        self == Subject::Mica
+        matches!(self, Subject::Mica | Subject::MicaKernel)
     }
 
     /// How it is mounted at `root` for what `place` holds.
@@ -79,9 +82,10 @@ impl Subject {
             Subject::FuseOverlayfs => Way::Server(over_directories(&tools.fuse_overlayfs, &[], place, root)),
             Subject::FuseOverlayfsC => Way::Server(over_directories(&tools.fuse_overlayfs_c, &[], place, root)),
             Subject::MicaDirs => Way::Server(over_directories(&programs::mica()?, &["mount"], place, root)),
-            Subject::Mica => {
+            Subject::Mica | Subject::MicaKernel => {
+                let form = if self == Subject::Mica { "fuse" } else { "kernel" };
                 let mut command = tools.store.command();
-                command.args(["mount", "-f", "--image"]).arg(&place.lower().image);
+                command.args(["mount", "-f", "--mount", form, "--image"]).arg(&place.lower().image);
                 if let Some(writable) = place.writable() {
                     command.arg("--rw").arg(writable);
                 }

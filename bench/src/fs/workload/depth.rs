@@ -22,21 +22,24 @@ use crate::fs::subject::Subject;
 pub const DEPTH: Workload = Workload {
     name: "depth",
     rows: &[
-        Row::time("lookup-1", "lookup, cold, 1 layer", Kind::Metadata, &[]),
-        Row::time("lookup-16", "lookup, cold, 16 layers", Kind::Metadata, &[]),
-        Row::time("lookup-64", "lookup, cold, 64 layers", Kind::Metadata, &[]),
-        Row::time("lookup-128", "lookup, cold, 128 layers", Kind::Metadata, &[overlayfs(8.0)]),
-        Row::time("lookup-500", "lookup, cold, 500 layers", Kind::Metadata, &[Goal::Growth("lookup-1", 1.1)]),
-        Row::time("absent-1", "lookup of what is absent, cold, 1 layer", Kind::Metadata, &[]),
-        Row::time("absent-16", "lookup of what is absent, cold, 16 layers", Kind::Metadata, &[]),
-        Row::time("absent-64", "lookup of what is absent, cold, 64 layers", Kind::Metadata, &[]),
-        Row::time("absent-128", "lookup of what is absent, cold, 128 layers", Kind::Metadata, &[overlayfs(8.0)]),
+        Row::time("lookup-1", "lookup, cold, 1 layer", Kind::Metadata, &[]).of_kernel(None),
+        Row::time("lookup-16", "lookup, cold, 16 layers", Kind::Metadata, &[]).of_kernel(None),
+        Row::time("lookup-64", "lookup, cold, 64 layers", Kind::Metadata, &[]).of_kernel(None),
+        Row::time("lookup-128", "lookup, cold, 128 layers", Kind::Metadata, &[overlayfs(8.0)]).of_kernel(None),
+        Row::time("lookup-500", "lookup, cold, 500 layers", Kind::Metadata, &[Goal::Growth("lookup-1", 1.1)])
+            .of_kernel(None),
+        Row::time("absent-1", "lookup of what is absent, cold, 1 layer", Kind::Metadata, &[]).of_kernel(None),
+        Row::time("absent-16", "lookup of what is absent, cold, 16 layers", Kind::Metadata, &[]).of_kernel(None),
+        Row::time("absent-64", "lookup of what is absent, cold, 64 layers", Kind::Metadata, &[]).of_kernel(None),
+        Row::time("absent-128", "lookup of what is absent, cold, 128 layers", Kind::Metadata, &[overlayfs(8.0)])
+            .of_kernel(None),
         Row::time(
             "absent-500",
             "lookup of what is absent, cold, 500 layers",
             Kind::Metadata,
             &[Goal::Growth("absent-1", 1.1)],
-        ),
+        )
+        .of_kernel(None),
     ],
     run,
 };

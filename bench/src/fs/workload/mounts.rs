@@ -25,7 +25,7 @@ use crate::spread::Spread;
 pub const MOUNTS: Workload = Workload {
     name: "mounts",
     rows: &[
-        Row::time("mount", "mount of 128 layers", Kind::Metadata, &[Goal::AtMost(0.003)]),
+        Row::time("mount", "mount of 128 layers", Kind::Metadata, &[Goal::AtMost(0.003)]).of_kernel(None),
         Row::memory(
             "mount-memory",
             "memory of the server for a mount (mica: of 1,000 in one daemon)",
@@ -52,7 +52,8 @@ fn run(stage: &Stage<'_>) -> Result {
             }
             Ok(())
         }
-        Subject::Mica => in_daemon(stage),
+        Subject::Mica => in_daemon(stage, "fuse"),
+        Subject::MicaKernel => in_daemon(stage, "kernel"),
         _ => alone(stage),
     }
 }
@@ -86,7 +87,7 @@ fn alone(stage: &Stage<'_>) -> Result {
 }
 
 /// As snapshots of one daemon.
-fn in_daemon(stage: &Stage<'_>) -> Result {
+fn in_daemon(stage: &Stage<'_>, form: &str) -> Result {
     let (layers, files) = (stage.of(LAYERS), stage.of(FILES));
     let state = tempfile::Builder::new().prefix("mica-bench-").tempdir_in("/run")?;
     let store = stage.store("daemon", |root| {
@@ -106,7 +107,7 @@ fn in_daemon(stage: &Stage<'_>) -> Result {
         drop(rpc);
         daemon.finish()
     })?;
-    let daemon = Daemon::start(&store, &state.path().join("state"), &[])?;
+    let daemon = Daemon::start(&store, &state.path().join("state"), &["--mount".to_owned(), form.to_owned()])?;
     let measured = in_this(stage, &daemon, state.path(), &format!("layer-{}", layers - 1), files);
     daemon.finish()?;
     measured

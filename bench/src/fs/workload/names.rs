@@ -34,8 +34,9 @@ pub const WARM: Workload = Workload {
 pub const COLD: Workload = Workload {
     name: "cold",
     rows: &[
-        Row::time("find-cold", "find of 20,000 files, cold", Kind::Metadata, &[overlayfs(0.5)]),
-        Row::time("find-stat-cold", "find by size of 20,000 files, cold", Kind::Metadata, &[overlayfs(0.9)]),
+        Row::time("find-cold", "find of 20,000 files, cold", Kind::Metadata, &[overlayfs(0.5)]).of_kernel(Some(1.5)),
+        Row::time("find-stat-cold", "find by size of 20,000 files, cold", Kind::Metadata, &[overlayfs(0.9)])
+            .of_kernel(Some(1.5)),
         Row::time("stat-cold", "stat by path, cold", Kind::Metadata, &[overlayfs(0.35)]),
         Row::time("open-cold", "open, read, close of a small file, cold", Kind::Metadata, &[overlayfs(0.35)]),
     ],
