@@ -94,7 +94,7 @@ fn interleave(
     image: &str,
     version: Version,
 ) -> Result<Vec<Row>> {
-    let subjects = subject::all();
+    let subjects = workload.subjects();
     workload.prepare(scene, image, &subjects)?;
     let names: Vec<&'static str> = subjects.iter().map(|subject| subject.name()).collect();
     let mut rows: Vec<Row> = Vec::new();

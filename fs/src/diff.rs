@@ -134,7 +134,7 @@ impl Diff<'_> {
         let spot = Spot::Fd(Arc::clone(&self.upper.root));
         let marks = self.upper.format.marks(&spot)?;
         // A fresh root stands in for the lower's until something changes.
-        if !self.upper.fresh_root || marks.origin.is_some() {
+        if !self.upper.fresh_root || marks.taken_over {
             let attr = attr_of(&spot)?;
             let xattrs = self.shown_xattrs(&spot)?;
             self.emit(b"./", &attr, b"", 0, &xattrs)?;

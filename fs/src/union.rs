@@ -94,7 +94,7 @@ impl Union {
     /// The union of `below` and `upper`. Without an upper every change is refused as by a read-only filesystem (EROFS).
     pub fn new(below: Below, upper: Option<Upper>) -> Result<Union> {
         let root_is_fresh = match &upper {
-            Some(upper) if upper.fresh_root => upper.format.marks(&Spot::Fd(Arc::clone(&upper.root)))?.origin.is_none(),
+            Some(upper) if upper.fresh_root => !upper.format.marks(&Spot::Fd(Arc::clone(&upper.root)))?.taken_over,
             _ => false,
         };
         let capacity = NonZeroUsize::new(DIRECTORIES).unwrap_or(NonZeroUsize::MIN);

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -97,10 +98,22 @@ impl Store {
     fn build_chain(self: &Arc<Store>, id: ChainId, layers: &[DiffId]) -> Result<Arc<Tree>> {
         self.require_writable()?;
         let hold = self.hold(layers)?;
-        let trees = layers.iter().map(|layer| self.whole_tree(*layer)).collect::<Result<Vec<_>>>()?;
+        let trees = layers.iter().map(|layer| self.layer_tree(*layer)).collect::<Result<Vec<_>>>()?;
         let mut staging = Staging::new(self, hold)?;
         let mut file = self.appender(staging.create(path(id))?);
-        let Written { digest, bytes, .. } = tree::merge(&trees, &mut file)?;
+        let (whole, merged) = thread::scope(|scope| {
+            // That takes as long as the merge itself. Nothing is published before both are done.
+            let check = || layers.iter().zip(&trees).try_for_each(|(layer, tree)| self.require_whole(*layer, tree));
+            let whole = thread::Builder::new().name("tree-check".into()).spawn_scoped(scope, check);
+            let merged = tree::merge(&trees, &mut file);
+            let whole = match whole {
+                Ok(whole) => whole.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(_) => check(),
+            };
+            (whole, merged)
+        });
+        whole?;
+        let Written { digest, bytes, .. } = merged?;
         drop(file);
         staging.publish()?;
         let record = Chain {
@@ -115,13 +128,12 @@ impl Store {
         self.open_tree(&path(id), &id.to_string(), bytes, digest)
     }
 
-    /// A layer's tree, compared with its digest: what a merge makes of damage would look sound.
-    fn whole_tree(&self, diff_id: DiffId) -> Result<Arc<Tree>> {
-        let tree = self.layer_tree(diff_id)?;
+    /// Compares a layer's tree with its digest: what a merge makes of damage would look sound.
+    fn require_whole(&self, diff_id: DiffId, tree: &Tree) -> Result<()> {
         let expected = self.layer(diff_id)?.ok_or(Error::NoLayer { diff_id })?.tree_digest;
         let actual = tree.digest();
         if actual == expected {
-            return Ok(tree);
+            return Ok(());
         }
         let finding = Finding {
             reason: "its digest is another".into(),

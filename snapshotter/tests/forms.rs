@@ -202,7 +202,7 @@ fn objects_and_trees_can_not_be_written_to_by_way_of_a_mount() {
     assert_eq!(world.sealed_bytes(), before);
 }
 
-/// Rule 91: The tree of an image is mounted once for all its containers, and unmounted with the last.
+/// Rule 91: The tree of an image is mounted once for all its containers, and unmounted half a minute after the last.
 #[test]
 fn tree_is_mounted_once_for_all_and_goes_with_the_last() {
     let Some(world) = World::new(Form::Kernel) else { return };
@@ -339,4 +339,24 @@ fn names_of_marks_that_programs_use_appear_as_they_are() {
             assert_eq!(read(&view, "append-large"), b"mine", "{form:?} {shown_by:?}");
         }
     }
+}
+
+/// Rule 94: A mark of Mica's that a program copies to another file, by a mount of the kernel's, means nothing there.
+#[test]
+fn mark_that_a_program_copies_by_the_kernel_means_nothing_on_the_copy() {
+    let Some(world) = World::new(Form::Fuse) else { return };
+    world.base();
+    let root = world.prepare("a", "base");
+    File::options().append(true).open(root.join("append-large")).unwrap().write_all(b" and more").unwrap();
+    let number = fs::metadata(root.join("append-large")).unwrap().ino();
+    world.change_form("a", Form::Kernel);
+    fs::write(root.join("copy"), "another").unwrap();
+    let mut value = [0; 16];
+    let length = rustix::fs::getxattr(root.join("append-large"), "trusted.mica.origin", &mut value).unwrap();
+    rustix::fs::setxattr(root.join("copy"), "trusted.mica.origin", &value[..length], XattrFlags::empty()).unwrap();
+    world.change_form("a", Form::Fuse);
+    assert_eq!(fs::metadata(root.join("append-large")).unwrap().ino(), number);
+    assert_ne!(fs::metadata(root.join("copy")).unwrap().ino(), number);
+    assert_eq!(fs::read_to_string(root.join("copy")).unwrap(), "another");
+    assert_eq!(fs::read_to_string(root.join("append-large")).unwrap(), format!("{LARGE} and more"));
 }

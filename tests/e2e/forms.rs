@@ -9,7 +9,7 @@ use mica_tests::leftovers::mounts_below;
 use mica_tests::oci::Layer;
 use mica_tests::place::{self, Folders};
 use mica_tests::scene::Scene;
-use mica_tests::wait::{self, SOON};
+use mica_tests::wait::{self, LATER, SOON};
 use mica_tests::{Result, ensure, ensure_eq};
 
 use crate::stage::on_both_engines;
@@ -24,10 +24,10 @@ pub fn mount_by_the_kernel(scene: &mut Scene) -> Result {
     scene.containerd.reach_snapshotter()
 }
 
-/// Waits until nobody uses a tree.
-pub fn trees_are_unmounted(daemon: &Daemon) -> Result {
+/// Waits until nobody uses a tree, and some time more.
+fn trees_are_unmounted(daemon: &Daemon) -> Result {
     let trees = daemon.state().join("trees");
-    wait::until("trees to be unmounted", SOON, || Ok(mounts_below(&trees)?.is_empty().then_some(())))
+    wait::until("trees to be unmounted", LATER, || Ok(mounts_below(&trees)?.is_empty().then_some(())))
 }
 
 /// What is mounted as a snapshot's root, the only one of the daemon's that is not a tree.
@@ -88,8 +88,9 @@ fn container_of_the_kernel_is_compared_committed_and_goes_on_with_fuse(scene: &m
     scene.containerd.ctr(&["tasks", "start", "--detach", "--null-io", container.id()])?;
     ensure_eq!(form(&scene.daemon)?, "fuse.mica", "what is mounted");
     ensure_eq!(container.shell(CHECK)?, checked, "in the container, by FUSE");
-    container.remove()?;
-    trees_are_unmounted(&scene.daemon)
+    // It was the last one by the kernel.
+    trees_are_unmounted(&scene.daemon)?;
+    container.remove()
 }
 
 #[test]

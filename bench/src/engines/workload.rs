@@ -8,12 +8,17 @@ use std::time::Duration;
 use mica_tests::Result;
 use mica_tests::scene::Scene;
 
-use crate::engines::subject::Subject;
+use crate::engines::subject::{self, Subject};
 
 /// Something that is done on each subject in turn, and timed.
 pub trait Workload {
     /// Its name on the command line.
     fn name(&self) -> &'static str;
+
+    /// Who does it.
+    fn subjects(&self) -> Vec<Box<dyn Subject>> {
+        subject::all()
+    }
 
     /// What all rounds need, once.
     fn prepare(&self, scene: &Scene, image: &str, subjects: &[Box<dyn Subject>]) -> Result;

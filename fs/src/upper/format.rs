@@ -9,7 +9,7 @@
 //! | `overlay.redirect` | directory | it merges with the lower directory of that path, or of that name beside it |
 //! | `overlay.metacopy` | regular file | its contents are in the lower, at the place of its redirect or of its own name |
 //! | `overlay.impure` = `y` | directory | it may hold entries whose number is not their own |
-//! | `mica.origin` | copied-up inode | its number in the lower, 8 bytes, little-endian |
+//! | `mica.origin` | copied-up inode | its number in the lower and its own on this disk, 8 bytes each, little-endian |
 //! | `mica.device` | empty regular file | a program's char device 0:0, which must not be taken for a whiteout |
 
 use rustix::fs::{FileType, Stat, XattrFlags};
@@ -38,9 +38,23 @@ pub(crate) struct Marks {
     pub(crate) whiteout: bool,
     pub(crate) redirect: Option<Vec<u8>>,
     pub(crate) origin: Option<Ino>,
+    /// It has been marked with an origin, though that may be another inode's. On a root: its attributes count.
+    pub(crate) taken_over: bool,
     pub(crate) device: bool,
     /// The contents are in the lower; see `union/complete.rs`.
     pub(crate) metacopy: bool,
+}
+
+/// The number in the lower that a mark of origin says of the inode `host` of the upper's disk. One that speaks of another inode was
+/// copied with its file by somebody else than this union, and means nothing; marks of older programs don't say of which they speak.
+fn origin_of(value: &[u8], host: u64) -> Option<Ino> {
+    let number = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
+    let ino = match value.len() {
+        8 => number(value)?,
+        16 if number(&value[8..])? == host => number(&value[..8])?,
+        _ => return None,
+    };
+    (ino != 0).then_some(Ino(ino))
 }
 
 /// What a name of an upper directory stands for.
@@ -141,8 +155,9 @@ impl Format {
                 Some(b"mica.device") => marks.device = true,
                 Some(b"overlay.metacopy") => marks.metacopy = true,
                 Some(b"mica.origin") => {
-                    let value = spot.xattr(&name)?.and_then(|value| value.try_into().ok());
-                    marks.origin = value.map(u64::from_le_bytes).filter(|&ino| ino != 0).map(Ino);
+                    let value = spot.xattr(&name)?.unwrap_or_default();
+                    marks.taken_over = true;
+                    marks.origin = origin_of(&value, spot.stat()?.st_ino);
                 }
                 _ => {}
             }
@@ -158,7 +173,8 @@ impl Format {
     /// Marks a copied-up inode with its number in the lower. False if it is of a type that can't carry a `user.`
     /// attribute: it has another number after the next mount.
     pub(crate) fn set_origin(self, spot: &Spot, ino: Ino) -> Result<bool, Errno> {
-        match self.set(spot, Mark::Origin, &ino.0.to_le_bytes()) {
+        let value = [ino.0.to_le_bytes(), spot.stat()?.st_ino.to_le_bytes()].concat();
+        match self.set(spot, Mark::Origin, &value) {
             Ok(()) => Ok(true),
             Err(Errno::PERM) if self == Format::User => Ok(false),
             Err(errno) => Err(errno),

@@ -385,6 +385,9 @@ fn open_rocksdb(path: &Path) -> Result<DB> {
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
     options.set_log_level(LogLevel::Warn);
+    // Commands open it for one look: with the few files that there are, threads to open them and figures of them cost more.
+    options.set_max_file_opening_threads(1);
+    options.set_skip_stats_update_on_db_open(true);
     let columns = Family::ALL.map(|family| {
         let mut tables = BlockBasedOptions::default();
         tables.set_block_cache(&cache);

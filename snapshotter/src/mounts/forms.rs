@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mica_fs::kernel::probe;
 use mica_layerdb::Store;
@@ -14,6 +15,10 @@ use super::kernel::{KernelMounter, mounted_in};
 use super::{FuseMounter, Mounted, Mounter, Plan, Wish};
 use crate::config::Form;
 use crate::error::{Error, Result};
+
+/// How long an engine may take from the end of one container of an image to the start of the next. What the kernel remembers of a
+/// tree's names is lost when it is unmounted.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// Mounts in both forms, below one state folder. A snapshot can change its form whenever it is mounted anew: its folder means the
 /// same to both.
@@ -31,10 +36,21 @@ pub struct FormMounter {
 impl FormMounter {
     /// Mounts below `state` as `default` says, if a snapshot says nothing else.
     pub fn new(state: &Path, store: &Store, fuse: FuseMounter, default: Form) -> Result<FormMounter> {
+        FormMounter::with_linger(state, store, fuse, default, LINGER)
+    }
+
+    /// The same; trees that nobody uses stay mounted for so long.
+    pub fn with_linger(
+        state: &Path,
+        store: &Store,
+        fuse: FuseMounter,
+        default: Form,
+        linger: Duration,
+    ) -> Result<FormMounter> {
         let mounts = state.join("mnt");
         let left =
             mounted_in(&fs::canonicalize(&mounts).map_err(Error::io(format!("look for {}", mounts.display())))?)?;
-        let kernel = KernelMounter::new(state, store)?;
+        let kernel = KernelMounter::new(state, store, linger)?;
         let lacking = if fuse.is_verifying() {
             Some("contents are to be compared with their digests, which the kernel does not do".to_owned())
         } else {

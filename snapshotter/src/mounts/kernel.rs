@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mica_fs::kernel::{self, Departure, Departures, Overlay, SOURCE};
 use mica_fs::mountinfo::listed;
@@ -25,11 +26,11 @@ pub(super) struct KernelMounter {
 }
 
 impl KernelMounter {
-    /// Mounts below `state`.
-    pub(super) fn new(state: &Path, store: &Store) -> Result<KernelMounter> {
+    /// Mounts below `state`. Trees that nobody uses stay mounted for so long.
+    pub(super) fn new(state: &Path, store: &Store, linger: Duration) -> Result<KernelMounter> {
         Ok(KernelMounter {
             objects: store.objects_path().to_path_buf(),
-            trees: Trees::new(state.join("trees")),
+            trees: Trees::new(state.join("trees"), linger),
             departures: Departures::new().map_err(fs_error("watch mounts"))?,
         })
     }

@@ -35,8 +35,8 @@ pub(super) fn has_changes(folder: &Path, record: &Record) -> Result<bool> {
         return Ok(true);
     }
     let upper = open(folder)?;
-    let mut number = [0_u8; 8];
-    if TAKEN_OVER.iter().any(|mark| rustix::fs::fgetxattr(&upper, *mark, &mut number).is_ok()) {
+    let mut numbers = [0_u8; 16];
+    if TAKEN_OVER.iter().any(|mark| rustix::fs::fgetxattr(&upper, *mark, &mut numbers).is_ok()) {
         return Ok(true);
     }
     let entries = rustix::fs::Dir::new(upper).map_err(|errno| Error::io("read an upper")(errno.into()))?;

@@ -48,7 +48,7 @@ impl World {
         let state = self.state();
         let store = Store::open(&self.folder.path().join("root")).unwrap();
         let fuse = FuseMounter::with_keeper(&state, &store, Arc::clone(&self.keeper)).unwrap();
-        let mounter = FormMounter::new(&state, &store, fuse, form).unwrap();
+        let mounter = FormMounter::with_linger(&state, &store, fuse, form, Duration::ZERO).unwrap();
         self.snapshots = Some(Snapshots::open(store, Arc::new(mounter)).unwrap());
     }
 

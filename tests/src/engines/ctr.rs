@@ -123,8 +123,13 @@ impl Containerd {
     /// Runs a container of `image` on one of the engine's snapshotters to its end, whatever comes of it, with `words` as
     /// the command instead of the image's own if there are any.
     pub fn try_run_on(&self, snapshotter: &str, image: &str, words: &[&str]) -> Result<Output> {
+        self.try_run_with(&["--snapshotter", snapshotter], image, words)
+    }
+
+    /// The same with other flags of `ctr run`.
+    pub fn try_run_with(&self, flags: &[&str], image: &str, words: &[&str]) -> Result<Output> {
         let id = self.new_id();
-        self.logged(&["run", "--rm", "--snapshotter", snapshotter], &[&[image, &id], words].concat())
+        self.logged(&[&["run", "--rm"], flags].concat(), &[&[image, &id], words].concat())
     }
 
     /// Runs a container whose root is the folder `rootfs`, to its end, whatever comes of it.

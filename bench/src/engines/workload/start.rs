@@ -6,7 +6,7 @@ use mica_tests::scene::Scene;
 use mica_tests::{Failure, Result};
 
 use super::Workload;
-use crate::engines::subject::Subject;
+use crate::engines::subject::{self, Subject};
 
 /// `ctr run --rm`, from its start to its end: one that does nothing, one that computes, ten at once.
 #[derive(Debug)]
@@ -17,23 +17,31 @@ impl Workload for Start {
         "start"
     }
 
+    fn subjects(&self) -> Vec<Box<dyn Subject>> {
+        subject::all_forms()
+    }
+
     fn prepare(&self, scene: &Scene, image: &str, subjects: &[Box<dyn Subject>]) -> Result {
         for subject in subjects {
-            scene.containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", subject.name(), image])?;
+            let [flag, snapshotter, ..] = subject.flags()[..] else { continue };
+            scene.containerd.ctr(&["image", "pull", "--plain-http", flag, snapshotter, image])?;
             subject.settle(scene)?;
             // The first container finds cold caches on every subject; it is not counted.
-            one(scene, image, subject.name(), &[])?;
+            scene.containerd.try_run_with(&subject.flags(), image, &[])?.success()?;
         }
         Ok(())
     }
 
     fn measure(&self, scene: &Scene, image: &str, subject: &dyn Subject) -> Result<Vec<(&'static str, Duration)>> {
-        let name = subject.name();
-        let nothing = one(scene, image, name, &["true"])?;
-        let computing = one(scene, image, name, &[])?;
+        let flags = &subject.flags();
+        let run = |words: &[&str]| -> Result<Duration> {
+            Ok(scene.containerd.try_run_with(flags, image, words)?.success()?.took)
+        };
+        let nothing = run(&["true"])?;
+        let computing = run(&[])?;
         let start = Instant::now();
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..10).map(|_| scope.spawn(|| one(scene, image, name, &["true"]))).collect();
+            let threads: Vec<_> = (0..10).map(|_| scope.spawn(|| run(&["true"]))).collect();
             threads.into_iter().try_for_each(|thread| match thread.join() {
                 Ok(ended) => ended.map(|_| ()),
                 Err(_) => Err(Failure::new("a thread panicked")),
@@ -47,8 +55,4 @@ impl Workload for Start {
         scene.containerd.remove_image(image)?;
         subjects.iter().try_for_each(|subject| subject.settle(scene))
     }
-}
-
-fn one(scene: &Scene, image: &str, snapshotter: &str, words: &[&str]) -> Result<Duration> {
-    Ok(scene.containerd.try_run_on(snapshotter, image, words)?.success()?.took)
 }
