@@ -12,7 +12,7 @@
 
 mod files;
 mod lower;
-mod mapping;
+pub mod mapping;
 mod place;
 mod plot;
 mod row;
@@ -88,7 +88,7 @@ impl Scale {
 }
 
 /// How long one workload may take on one subject.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What is kept of a run.
 #[derive(Serialize)]

@@ -31,12 +31,16 @@ enum Room {
     Fs(fs::Arguments),
     /// Snapshotters of containerd: images in, containers up.
     Engines(engines::Arguments),
+    /// Read through a mapping of a file.
+    #[command(hide = true)]
+    Touch(fs::mapping::Touch),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().room {
         Room::Fs(arguments) => fs::measure(&arguments),
         Room::Engines(arguments) => engines::measure(&arguments),
+        Room::Touch(touch) => touch.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

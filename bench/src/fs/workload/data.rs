@@ -10,7 +10,7 @@ use mica_tests::Result;
 use super::Workload;
 use crate::fs::files::{Numbers, large_file};
 use crate::fs::lower::Lower;
-use crate::fs::mapping::{PAGE, touch};
+use crate::fs::mapping::{PAGE, Touch};
 use crate::fs::place::{Mount, Upper};
 use crate::fs::row::{Kind, Row, overlayfs};
 use crate::fs::stage::{Stage, settle};
@@ -93,9 +93,9 @@ fn read(stage: &Stage<'_>, mount: &Mount<'_>) -> Result {
         }
         Ok(())
     });
-    stage.time("map", pages as u32, || touch(&file, 0..pages as usize));
-    let touches = stage.of(RANDOM_TOUCHES);
-    stage.time("map-random", touches, || touch(&file, (0..touches).map(|_| numbers.below(pages) as usize)));
+    drop(file);
+    stage.sample("map", Touch::all(mount.path("large")).measure());
+    stage.sample("map-random", Touch::random(mount.path("large"), stage.of(RANDOM_TOUCHES)).measure());
     Ok(())
 }
 
