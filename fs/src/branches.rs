@@ -16,6 +16,7 @@
 //!
 //! # Locks, in order
 //!
+//! 0. `changing`: branches are changed one at a time; nothing else takes it;
 //! 1. `stripes`: copying up one inode (a stripe is never held while another is taken);
 //! 2. `stack`: the branches, and with them all names: shared by what finds names, exclusive for what changes them. Never
 //!    held while contents are copied;
@@ -63,6 +64,7 @@ pub struct Branches {
     policy: CreatePolicy,
     /// Whose turn it is ([`CreatePolicy::RoundRobin`]).
     turn: AtomicUsize,
+    changing: Mutex<()>,
     stack: RwLock<Stack>,
     nodes: Mutex<Nodes>,
     numbers: Numbers,
@@ -114,6 +116,7 @@ impl Branches {
             format,
             policy,
             turn: AtomicUsize::new(0),
+            changing: Mutex::default(),
             stack: RwLock::new(Stack { branches: Vec::new(), generation: 0 }),
             nodes: Mutex::default(),
             numbers: Numbers::default(),

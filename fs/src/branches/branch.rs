@@ -97,8 +97,9 @@ pub(super) enum Look {
 }
 
 impl Branch {
-    /// Opens a directory as a branch. `taken` tells which numbers others have.
-    pub(super) fn open(spec: &BranchSpec, format: Format, taken: &dyn Fn(u16) -> bool) -> Result<Branch> {
+    /// Opens a directory as a branch that nothing is written to yet, whatever `spec` says. The way to it may lead through the
+    /// union, so no lock may be held that its requests wait for.
+    pub(super) fn open(spec: &BranchSpec) -> Result<Branch> {
         let failed = |errno: Errno| failed(&spec.path, &errno.to_string(), errno);
         let seen = rustix::fs::openat(CWD, &spec.path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?;
         let host = identity(&seen).map_err(failed)?;
@@ -106,15 +107,18 @@ impl Branch {
             Some((mount, root)) => (Some(Arc::new(mount)), root),
             None => (None, seen),
         };
-        let mut id = first_id(&spec.path);
-        while taken(id) {
-            id = (id + 1) % LAYERS_MAX as u16;
-        }
-        let branch = Branch { id, spec: spec.clone(), root: Arc::new(root), host, upper: None, mount };
-        branch.with_mode(spec.mode, format)
+        let (id, root) = (first_id(&spec.path), Arc::new(root));
+        Ok(Branch { id, spec: spec.clone(), root, host, upper: None, mount })
     }
 
-    /// The same branch in another mode.
+    /// Takes another number if others have its own.
+    pub(super) fn renumber(&mut self, taken: impl Fn(u16) -> bool) {
+        while taken(self.id) {
+            self.id = (self.id + 1) % LAYERS_MAX as u16;
+        }
+    }
+
+    /// The same branch in another mode. As with [`Branch::open`], no lock may be held.
     pub(super) fn with_mode(&self, mode: BranchMode, format: Format) -> Result<Branch> {
         let upper = if mode == BranchMode::Writable { Some(self.open_upper(format)?) } else { None };
         let spec = BranchSpec { mode, ..self.spec.clone() };

@@ -43,29 +43,41 @@ impl Branches {
 
     /// Puts a branch in, below the first `at` (0: on top; more than there are: at the bottom).
     pub fn add(&self, spec: &BranchSpec, at: usize) -> Result<()> {
+        let _one = self.changing.lock();
+        // The way to it may lead through the union, and what prepares changes must not be another's: first it is only looked at.
+        let mut new = Branch::open(spec)?;
+        Branches::require_new(&self.stack.read(), &mut new)?;
+        let new = new.with_mode(spec.mode, self.format)?;
         let mut stack = self.stack.write();
-        if stack.branches.len() >= LAYERS_MAX {
-            return Err(refused(&spec.path, "there are too many branches", Errno::NOSPC));
-        }
-        let new = Branch::open(spec, self.format, &|id| stack.position(id).is_some())?;
-        for known in &stack.branches {
-            if known.host == new.host {
-                return Err(refused(&spec.path, "is a branch already", Errno::EXIST));
-            }
-            if is_below(&known.root, new.host)? || is_below(&new.root, known.host)? {
-                let reason = format!("one of it and {} is in the other", known.spec.path.display());
-                return Err(refused(&spec.path, &reason, Errno::INVAL));
-            }
-        }
         let at = at.min(stack.branches.len());
         stack.branches.insert(at, Arc::new(new));
         stack.generation += 1;
         Ok(())
     }
 
+    /// Fails unless a branch is another directory than all others, none in another; gives it a number that none has.
+    fn require_new(stack: &Stack, new: &mut Branch) -> Result<()> {
+        let path = &new.spec.path;
+        if stack.branches.len() >= LAYERS_MAX {
+            return Err(refused(path, "there are too many branches", Errno::NOSPC));
+        }
+        for known in &stack.branches {
+            if known.host == new.host {
+                return Err(refused(path, "is a branch already", Errno::EXIST));
+            }
+            if is_below(&known.root, new.host)? || is_below(&new.root, known.host)? {
+                let reason = format!("one of it and {} is in the other", known.spec.path.display());
+                return Err(refused(path, &reason, Errno::INVAL));
+            }
+        }
+        new.renumber(|id| stack.position(id).is_some());
+        Ok(())
+    }
+
     /// Takes a branch out. EBUSY if a program uses a file of it, or a directory that nothing else has; `drop_name` has the
     /// kernel forget a name that nobody uses.
     pub fn remove(&self, path: &Path, drop_name: &dyn Fn(Ino, &[u8])) -> Result<()> {
+        let _one = self.changing.lock();
         let deadline = Instant::now() + FORGETTING;
         loop {
             let names = {
@@ -123,16 +135,21 @@ impl Branches {
 
     /// Changes what may be done to a branch. EBUSY if it is to be read-only and somebody may write to a file of it.
     pub fn set_mode(&self, path: &Path, mode: BranchMode) -> Result<()> {
-        let mut stack = self.stack.write();
-        let at = position(&stack, path)?;
-        let branch = Arc::clone(&stack.branches[at]);
+        let _one = self.changing.lock();
+        let branch = {
+            let stack = self.stack.read();
+            Arc::clone(&stack.branches[position(&stack, path)?])
+        };
         if branch.spec.mode == mode {
             return Ok(());
         }
+        let changed = branch.with_mode(mode, self.format)?;
+        let mut stack = self.stack.write();
+        let at = position(&stack, path)?;
         if mode != BranchMode::Writable && !self.open_on(branch.id, Users::Writers).is_empty() {
             return Err(refused(path, "a file of it is open for writing", Errno::BUSY));
         }
-        stack.branches[at] = Arc::new(branch.with_mode(mode, self.format)?);
+        stack.branches[at] = Arc::new(changed);
         stack.generation += 1;
         // Whoever reads a file that can be written to now goes on with the descriptor that writers use.
         for ino in self.open_on(branch.id, Users::All) {
