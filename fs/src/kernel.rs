@@ -57,10 +57,14 @@ pub struct Overlay<'a> {
 
 /// Mounts the tree in `file` at `mountpoint`.
 pub fn mount_tree(file: &Path, mountpoint: &Path) -> Result<()> {
+    new_tree(file)?.place(mountpoint)
+}
+
+fn new_tree(file: &Path) -> Result<NewMount> {
     match tree_of_file(file) {
         // A kernel that mounts block devices only.
-        Err(Error::Mount { errno: Errno::NOTBLK, .. }) => tree_by_loop(file)?.place(mountpoint),
-        mount => mount?.place(mountpoint),
+        Err(Error::Mount { errno: Errno::NOTBLK, .. }) => tree_by_loop(file),
+        mount => mount,
     }
 }
 
@@ -97,13 +101,23 @@ pub fn mount_overlay(overlay: &Overlay<'_>, mountpoint: &Path) -> Result<()> {
 /// Mounts the tree in `file` with an overlay upon it at `mountpoint`; nothing else is mounted afterwards. `overlay.tree` must be
 /// `mountpoint`.
 pub fn mount_image(file: &Path, overlay: &Overlay<'_>, mountpoint: &Path) -> Result<()> {
-    mount_tree(file, mountpoint)?;
-    let made = new_overlay(overlay);
-    // An overlay has a mount of the tree to itself.
-    let detached = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-    let made = made?;
-    detached.map_err(|errno| refused(mountpoint, format!("can't unmount the tree: {errno}"), errno))?;
+    let tree = new_tree(file)?;
+    // An overlay has a mount of the tree to itself, so this one need not be anywhere.
+    let nowhere = PathBuf::from(format!("/proc/self/fd/{}", tree.0.as_raw_fd()));
+    let made = match new_overlay(&Overlay { tree: &nowhere, ..overlay.clone() }) {
+        Err(Error::Mount { errno: Errno::INVAL, .. }) => overlay_over(tree, overlay, mountpoint)?,
+        made => made?,
+    };
     made.place(mountpoint)
+}
+
+/// Makes an overlay upon a tree that is at `mountpoint` for a moment, as it has to be before Linux 6.15.
+fn overlay_over(tree: NewMount, overlay: &Overlay<'_>, mountpoint: &Path) -> Result<NewMount> {
+    tree.place(mountpoint)?;
+    let made = new_overlay(overlay);
+    rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .map_err(|errno| refused(mountpoint, format!("can't unmount the tree: {errno}"), errno))?;
+    made
 }
 
 fn new_overlay(overlay: &Overlay<'_>) -> Result<NewMount> {

@@ -77,6 +77,19 @@ fn places_of_any_length_and_with_any_character_can_be_used() {
 }
 
 #[test]
+fn overlay_upon_a_tree_that_is_somewhere_for_a_moment_is_alone_afterwards() {
+    let Some((folder, file)) = place() else { return };
+    let (mountpoint, objects) = (folder.path().join("mnt"), folder.path().join("objects"));
+    let overlay = overlay(&mountpoint, &objects, None);
+    let made = overlay_over(new_tree(&file).unwrap(), &overlay, &mountpoint).unwrap();
+    assert!(fs::read_dir(&mountpoint).unwrap().next().is_none(), "the tree is left");
+    made.place(&mountpoint).unwrap();
+    assert_eq!(fs::read(mountpoint.join("file")).unwrap(), b"contents");
+    unmount(&mountpoint, UnmountFlags::empty()).unwrap();
+    assert!(fs::read_dir(&mountpoint).unwrap().next().is_none(), "something is mounted below");
+}
+
+#[test]
 fn refusal_says_why_and_leaves_nothing() {
     let Some((folder, file)) = place() else { return };
     let mountpoint = folder.path().join("mnt");
