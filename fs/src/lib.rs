@@ -38,4 +38,4 @@ pub use objects::{Objects, Watch};
 pub use owners::Owners;
 pub use session::{MountOptions, Session};
 pub use union::{Backing, BackingPlace, Below, Union};
-pub use upper::{Format, Upper};
+pub use upper::{Claim, Format, Upper};

@@ -50,15 +50,17 @@ pub(crate) fn read_listing(
     look: Option<Look<'_>>,
     forget: &dyn Fn(Ino),
     each: Each<'_>,
-) -> Result<()> {
+) {
     let start = usize::try_from(after.saturating_sub(DOT_DOT)).unwrap_or(usize::MAX);
     for (at, entry) in listing.iter().enumerate().skip(start) {
         let mut attr = None;
         if let Some(look) = look {
-            attr = look(&entry.name)?;
-            if attr.is_none() {
+            match look(&entry.name) {
                 // Gone since the listing.
-                continue;
+                Ok(None) => continue,
+                Ok(found) => attr = found,
+                // One that can't be used doesn't hide the others; who asks for it is told why.
+                Err(error) => tracing::debug!(%error, name = %entry.name.escape_ascii(), "listed without attributes"),
             }
         }
         let (ino, kind) = attr.map_or((entry.ino, entry.kind), |attr| (attr.ino, attr.kind));
@@ -70,5 +72,4 @@ pub(crate) fn read_listing(
             break;
         }
     }
-    Ok(())
 }

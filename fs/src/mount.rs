@@ -1,5 +1,7 @@
 //! Unions for mounts that no engine asks for.
 
+mod apart;
+
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use crate::lower::{DirsLower, Lower, TreeLower};
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::union::{Below, Union};
-use crate::upper::{Format, METACOPY_ABOVE, Upper};
+use crate::upper::{Claim, Format, METACOPY_ABOVE, Upper};
 
 /// The union of plain directories that `options` names. Without an upper it is read-only.
 pub fn union_of_dirs(options: &Options) -> Result<Union> {
@@ -21,11 +23,12 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
     if options.lower.is_empty() {
         return Err(Error::Option { option: "lowerdir".to_owned(), reason: "is missing".to_owned() });
     }
+    apart::check(&options.lower, options.upper.as_deref(), options.work.as_deref())?;
     let format = options.format.unwrap_or_else(Format::detect);
     let lower = DirsLower::with(&options.lower, format, options.owners)?;
     let upper = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) => {
-            let mut upper = Upper::open(upper, work, format)?.with_owners(options.owners);
+            let mut upper = Upper::claimed(upper, work, format, options.claim)?.with_owners(options.owners);
             if options.metacopy {
                 upper = upper.with_metacopy(METACOPY_ABOVE);
             }
@@ -56,14 +59,14 @@ pub fn union_of_branches(options: &Options) -> Result<Branches> {
 
 /// The union of an image's merged tree and the changes kept in `changes`, a folder that is made if it does not exist.
 /// Without one it is read-only.
-pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&Path>) -> Result<Union> {
+pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&Path>, claim: Claim) -> Result<Union> {
     let lower: Arc<dyn Lower> = Arc::new(TreeLower::new(tree, objects));
     let upper = changes.map(|changes| -> Result<Upper> {
         let (upper, work) = (changes.join("upper"), changes.join("work"));
         for dir in [&upper, &work] {
             make(dir)?;
         }
-        Ok(Upper::open(&upper, &work, Format::detect())?.with_fresh_root().with_metacopy(METACOPY_ABOVE))
+        Ok(Upper::claimed(&upper, &work, Format::detect(), claim)?.with_fresh_root().with_metacopy(METACOPY_ABOVE))
     });
     Union::new(Below::Ready(lower), upper.transpose()?)
 }

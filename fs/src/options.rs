@@ -17,7 +17,7 @@ use crate::ids::IdMap;
 use crate::lower::Role;
 use crate::owners::Owners;
 use crate::session::MountOptions;
-use crate::upper::Format;
+use crate::upper::{Claim, Format};
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Options {
     pub metacopy: bool,
     /// `xattr_permissions`: where owners and modes are kept.
     pub owners: Owners,
+    /// `index`: what to do about another mount over the same upper.
+    pub claim: Claim,
     /// Whether the upper may be one that fuse-overlayfs has written. No option: whoever takes its place says so.
     pub adopt: bool,
     /// What the mount looks like.
@@ -207,7 +209,11 @@ impl Options {
                 // The disk's ACLs name the disk's owners.
                 shown.no_acls |= owners != Owners::Disk;
             }),
-            "redirect_dir" | "xino" | "index" if matches!(&*text, "on" | "off" | "auto") => Ok(()),
+            "redirect_dir" | "xino" | "nfs_export" | "verity" | "uuid" if is_switch(&text) => Ok(()),
+            "index" if matches!(&*text, "on" | "off") => {
+                self.claim = if text == "on" { Claim::Strict } else { Claim::Tolerant };
+                Ok(())
+            }
             "metacopy" if matches!(&*text, "on" | "off") => {
                 self.metacopy = text == "on";
                 Ok(())
@@ -258,6 +264,11 @@ impl Options {
         }
         Some(())
     }
+}
+
+/// The values of overlayfs' options for features that Mica has, or has no need of, in every mount.
+fn is_switch(text: &str) -> bool {
+    matches!(text, "on" | "off" | "auto" | "follow" | "nofollow" | "null")
 }
 
 /// A branch by its text, `PATH` or `PATH=MODE`.

@@ -8,6 +8,7 @@
 //! ```
 
 mod adopt;
+mod claim;
 mod disk;
 pub(crate) mod format;
 mod owned;
@@ -26,6 +27,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind};
 use crate::owners::Owners;
+pub use claim::Claim;
 pub use format::Format;
 pub(crate) use format::{Found, Mark, Marks};
 pub(crate) use spot::Spot;
@@ -50,8 +52,11 @@ pub struct Upper {
     pub(crate) metacopy_above: Option<u64>,
     /// Whether the disk keeps the order of changes over a crash; see `upper/disk.rs`.
     pub(crate) keeps_order: bool,
-    /// The work directory, if another program has used it since Mica has, or none has.
-    foreign: Option<OwnedFd>,
+    /// Whether another program has used the work directory since Mica has, or none has.
+    is_foreign: bool,
+    /// Whether another union that is still there has the same upper or work directory.
+    pub(crate) is_shared: bool,
+    work: OwnedFd,
     next: AtomicU64,
 }
 
@@ -65,6 +70,11 @@ impl Upper {
     /// Opens an upper and the work directory beside it; both must exist, on one filesystem, and neither may be in the
     /// other. What was being built when an earlier process died is removed.
     pub fn open(upper: &Path, work: &Path, format: Format) -> Result<Upper> {
+        Upper::claimed(upper, work, format, Claim::None)
+    }
+
+    /// The same, for this union alone.
+    pub fn claimed(upper: &Path, work: &Path, format: Format, claim: Claim) -> Result<Upper> {
         let layer = |path: &Path, reason: &str, errno| Error::Layer {
             path: path.display().to_string(),
             reason: reason.to_owned(),
@@ -87,20 +97,26 @@ impl Upper {
         if of_upper == of_work || is_below(&root, of_work)? || is_below(&work_dir, of_upper)? {
             return Err(layer(work, "the work directory and the upper must not contain each other", Errno::INVAL));
         }
+        let mut is_shared = false;
+        for (dir, path) in [(&root, upper), (&work_dir, work)] {
+            is_shared |= !claim.take(dir, path)?;
+        }
         let part = |name: &str| -> Result<Arc<OwnedFd>> {
             let made = match rustix::fs::mkdirat(&work_dir, name, Mode::RWXU) {
                 Err(Errno::EXIST) => Ok(()),
                 made => made,
             };
             made.and_then(|()| rustix::fs::openat(&work_dir, name, DIRECTORY, Mode::empty()))
-                .map(Arc::new)
+                .and_then(|part| keep_private(&part).map(|()| Arc::new(part)))
                 .map_err(|errno| layer(&work.join(name), &errno.to_string(), errno))
         };
         let has = |name: &str| rustix::fs::statat(&work_dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         // fuse-overlayfs has its own folder there, or none at all.
         let is_foreign = has("work") || !has("tmp");
         let (tmp, orphans, links) = (part("tmp")?, part("orphans")?, part("links")?);
-        empty(&tmp)?;
+        if !is_shared {
+            empty(&tmp)?;
+        }
         // Modes come from the union's programs with their own mask applied; this process's must not be as well.
         rustix::process::umask(Mode::empty());
         let keeps_order = disk::keeps_order(&root)?;
@@ -114,8 +130,11 @@ impl Upper {
             owners: Owners::Disk,
             metacopy_above: None,
             keeps_order,
-            foreign: is_foreign.then_some(work_dir),
-            next: AtomicU64::new(0),
+            is_foreign,
+            is_shared,
+            work: work_dir,
+            // Others begin at 0.
+            next: AtomicU64::new(if is_shared { u64::from(std::process::id()) << 32 } else { 0 }),
         })
     }
 
@@ -172,6 +191,18 @@ impl Upper {
         let Spot::At(dir, name) = spot else { return Ok(()) };
         remove_tree(dir.as_fd(), name)
     }
+}
+
+/// Lets a part of the work directory give nothing on to what is made in it: neither a default ACL nor a group that the work
+/// directory may have.
+fn keep_private(part: &OwnedFd) -> Result<(), Errno> {
+    for acl in ["system.posix_acl_default", "system.posix_acl_access"] {
+        match rustix::fs::fremovexattr(part, acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    rustix::fs::fchmod(part, Mode::RWXU)
 }
 
 /// Whether the directory is the one with `identity` or below it.

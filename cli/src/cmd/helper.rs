@@ -11,6 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+use mica_fs::Claim;
 use mica_fs::options::Options;
 use mica_fs::session::MountOptions;
 use rustix::mount::{MountAttrFlags, MountFlags, mount_remount};
@@ -86,7 +87,11 @@ impl Helper {
             Form::FuseOverlayfs => "fuse-overlayfs",
             Form::Mount => "mica",
         };
-        options.adopt = self.form == Form::FuseOverlayfs;
+        if self.form == Form::FuseOverlayfs {
+            options.adopt = true;
+            // Engines mount a container's upper again while somebody still holds the last mount of it.
+            options.claim = Claim::Tolerant;
+        }
         name.clone_into(&mut options.mount.subtype);
         name.clone_into(&mut options.mount.fsname);
         if let (Form::Mount, [source, _]) = (self.form, &line.positional[..])

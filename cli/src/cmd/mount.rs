@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use mica_fs::Claim;
 use mica_fs::keeper::Keeper;
 use mica_fs::mount::{union_of_branches, union_of_dirs, union_of_image};
 use mica_fs::options::Options;
@@ -153,7 +154,10 @@ fn serve(
     let mut branches = None;
     let union: Arc<dyn Served> = match &prepared {
         Some(prepared) if kernel::serve(context, arguments, options, prepared, mountpoint, wait)? => return Ok(()),
-        Some(prepared) => Arc::new(union_of_image(prepared.tree()?, prepared.objects()?, prepared.changes.as_deref())?),
+        Some(prepared) => {
+            let changes = prepared.changes.as_deref();
+            Arc::new(union_of_image(prepared.tree()?, prepared.objects()?, changes, Claim::Strict)?)
+        }
         None if options.branches.is_empty() => Arc::new(union_of_dirs(options)?),
         None => {
             // A descriptor for each file that the kernel knows.
@@ -165,8 +169,8 @@ fn serve(
     let id = format!("{}", std::process::id());
     let session = Session::mount(&Keeper::in_process(), &id, mountpoint, union, &options.mount)?;
     let session = Arc::new(session);
-    let ending = Arc::clone(&session);
-    signals.end(move |lazy| ending.try_unmount(lazy))?;
+    let ending = Arc::downgrade(&session);
+    signals.end(move |lazy| ending.upgrade().map_or(Ok(()), |session| session.try_unmount(lazy)))?;
     let note = leave_note(context, mountpoint);
     let control = match (branches, &note) {
         (Some(branches), Some(note)) => control(note, branches, &session),
@@ -174,7 +178,9 @@ fn serve(
     };
     ready(wait)?;
     session.wait();
-    drop((control, note, prepared));
+    // Whoever unmounts may want to unmount next what the layers are on.
+    drop((control, session));
+    drop((note, prepared));
     Ok(())
 }
 

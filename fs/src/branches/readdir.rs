@@ -57,7 +57,8 @@ impl Branches {
         }
         let listing = Arc::clone(&dir.listing.lock());
         let look = |name: &[u8]| self.lookup(dir.ino, name);
-        read_listing(&listing, after, plus.then_some(&look as Look<'_>), &|ino| self.forget(ino, 1), each)
+        read_listing(&listing, after, plus.then_some(&look as Look<'_>), &|ino| self.forget(ino, 1), each);
+        Ok(())
     }
 
     /// The names that show in a directory.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use fuser::{Errno as FuseErrno, FileHandle, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use fuser::{ReplyOpen, Request};
@@ -57,12 +58,12 @@ impl Serving {
     pub(super) fn readdirplus(&self, ino: Ino, fh: FileHandle, after: u64, mut reply: ReplyDirectoryPlus) {
         let listed = self.list(ino, fh, after, true, &mut |entry| {
             let number = INodeNo(entry.ino.0);
-            let attr = match &entry.attr {
-                Some(attr) => self.attributes(attr),
-                // "." and "..": a number and a type is all the kernel takes of them.
-                None => fuser::FileAttr { ino: number, kind: file_type(entry.kind), ..ABSENT },
+            let (attr, ttl) = match &entry.attr {
+                Some(attr) => (self.attributes(attr), self.ttl(entry.ino)),
+                // "." and "..", of which the kernel takes a number and a type; and what can't be looked up, which it
+                // does by itself if somebody wants more.
+                None => (fuser::FileAttr { ino: number, kind: file_type(entry.kind), ..ABSENT }, Duration::ZERO),
             };
-            let ttl = self.ttl(entry.ino);
             !reply.add(number, entry.cookie, OsStr::from_bytes(entry.name), &ttl, &attr, Generation(0))
         });
         match listed {

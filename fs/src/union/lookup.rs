@@ -110,9 +110,15 @@ impl Union {
                 let spot = Spot::at(&dir, name);
                 let merges = self.merges_with(parent, name, &stat, &marks)?;
                 let ino = self.number(&stat, &marks, merges);
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && self.leads_back(ino, parent) {
-                    tracing::warn!(name = %name.escape_ascii(), "a directory of the upper says that it is one that it lies in");
-                    return Err(Errno::IO.into());
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    if self.leads_back(ino, parent) {
+                        tracing::warn!(name = %name.escape_ascii(), "a directory of the upper says that it is one that it lies in");
+                        return Err(Errno::IO.into());
+                    }
+                    if self.is_of_another(ino, stat.st_ino) {
+                        tracing::warn!(name = %name.escape_ascii(), "two directories of the upper show the same one of the lower");
+                        return Err(Errno::IO.into());
+                    }
                 }
                 Ok(Seen::Upper(Entry { spot, stat, marks, ino, merges }))
             }
@@ -164,10 +170,31 @@ impl Union {
 
     /// An upper inode's number: the one it had in the lower, that of the directory it merges with, or its own.
     pub(super) fn number(&self, stat: &Stat, marks: &Marks, merges: Option<Ino>) -> Ino {
-        let known = marks.origin.or(merges).or_else(|| {
-            let can_say = matches!(FileType::from_raw_mode(stat.st_mode), FileType::Directory | FileType::RegularFile);
+        let own = Ino::of_upper(stat.st_ino);
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_directory {
+            return marks.origin.or(merges).unwrap_or(own);
+        }
+        let known = marks.origin.or_else(|| {
+            let can_say = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
             if can_say { None } else { self.nodes.lock().unmarked(stat.st_ino) }
         });
-        known.unwrap_or(Ino::of_upper(stat.st_ino))
+        // Old marks don't say whose they are: of two copies, the second is an inode of its own.
+        known.filter(|&ino| !self.is_of_another(ino, stat.st_ino)).unwrap_or(own)
+    }
+
+    /// Whether a number is that of another inode of the upper, which is still where it was: somebody copied it, marks and
+    /// all, while the union was not mounted.
+    pub(super) fn is_of_another(&self, ino: Ino, host: u64) -> bool {
+        let known = match self.nodes.lock().get(ino) {
+            Some(node) if node.host != host => match &node.place {
+                Place::Named(names) => names.first().cloned().map(|name| (name, node.host)),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(((parent, name), other)) = known else { return false };
+        let Ok(Some(dir)) = self.upper_dir(parent) else { return false };
+        Spot::at(&dir, &name).stat().is_ok_and(|stat| stat.st_ino == other)
     }
 }

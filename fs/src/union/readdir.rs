@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::Union;
 use crate::error::{Error, Result};
@@ -62,7 +63,8 @@ impl Union {
         match listing {
             Some(listing) => {
                 let look = |name: &[u8]| self.lookup(dir.ino, name);
-                read_listing(&listing, after, plus.then_some(&look as Look<'_>), &|ino| self.forget(ino, 1), each)
+                read_listing(&listing, after, plus.then_some(&look as Look<'_>), &|ino| self.forget(ino, 1), each);
+                Ok(())
             }
             None => self.read_lower(dir.ino, after, plus, each),
         }
@@ -119,9 +121,16 @@ impl Union {
     /// Number and type of an upper entry as the union shows it; `None` for a whiteout.
     fn upper_entry(&self, parent: Ino, spot: &Spot, name: &[u8]) -> Result<Option<(Ino, FileKind)>> {
         let Some(Found::Entry(stat, marks)) = self.upper()?.look(spot)? else { return Ok(None) };
-        let merges = self.merges_with(parent, name, &stat, &marks)?;
+        let number = match self.merges_with(parent, name, &stat, &marks) {
+            // It is there, whatever its marks say; whoever looks it up is told that they make no sense.
+            Err(Error::Refused(Errno::IO)) => Ino::of_upper(stat.st_ino),
+            merges => match self.number(&stat, &marks, merges?) {
+                number if self.is_of_another(number, stat.st_ino) => Ino::of_upper(stat.st_ino),
+                number => number,
+            },
+        };
         let kind = if marks.device { Some(FileKind::CharDevice) } else { FileKind::from_mode(stat.st_mode) };
-        Ok(kind.map(|kind| (self.number(&stat, &marks, merges), kind)))
+        Ok(kind.map(|kind| (number, kind)))
     }
 
     /// Whether nothing is seen in a directory. The caller holds `names`.

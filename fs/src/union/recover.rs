@@ -18,8 +18,8 @@ impl Union {
     /// For a mount that nobody used before: nothing without a name can be asked for, so it goes.
     pub fn begin(&self) -> Result<()> {
         match &self.upper {
-            Some(upper) => Ok(empty(&upper.orphans)?),
-            None => Ok(()),
+            Some(upper) if !upper.is_shared => Ok(empty(&upper.orphans)?),
+            _ => Ok(()),
         }
     }
 

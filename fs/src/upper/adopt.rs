@@ -21,13 +21,13 @@ const OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
 impl Upper {
     /// Puts the marks of fuse-overlayfs into this upper's form, if it has used the upper since Mica has.
     pub fn adopt(self) -> Result<Upper> {
-        if let Some(work) = &self.foreign {
+        if self.is_foreign {
             let mut dirs = vec![Arc::clone(&self.root)];
             while let Some(dir) = dirs.pop() {
                 self.adopt_dir(&dir, &mut dirs)?;
             }
             // By this the next start knows that nothing is to be searched. What cannot go is searched for again.
-            if let Err(errno) = remove_tree(work.as_fd(), b"work") {
+            if let Err(errno) = remove_tree(self.work.as_fd(), b"work") {
                 tracing::warn!(%errno, "another program's work directory stays");
             }
         }

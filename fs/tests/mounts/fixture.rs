@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mica_fs::Claim;
 use mica_fs::keeper::{self, Keeper};
 use mica_fs::mount::{union_of_dirs, union_of_image};
 use mica_fs::objects::Objects;
@@ -49,14 +50,19 @@ fn serve(arguments: &[OsString]) -> Result<Session, Box<dyn Error>> {
     let id = std::str::from_utf8(id.as_bytes())?;
     let mut options = Options::default();
     options.parse(source.last().ok_or("options are missing")?.as_bytes())?;
-    let union = Arc::new(if what.as_bytes() == b"dirs" { union_of_dirs(&options)? } else { image(source)? });
+    if how.as_bytes() == b"resume" {
+        // Who served it before may still be there, having left.
+        options.claim = Claim::None;
+    }
+    let union =
+        Arc::new(if what.as_bytes() == b"dirs" { union_of_dirs(&options)? } else { image(source, options.claim)? });
     Ok(match how.as_bytes() {
         b"mount" => Session::mount(&keeper, id, Path::new(mountpoint), union, &options.mount)?,
         _ => Session::resume(&keeper, id, union, &options.mount)?,
     })
 }
 
-fn image(source: &[OsString]) -> Result<Union, Box<dyn Error>> {
+fn image(source: &[OsString], claim: Claim) -> Result<Union, Box<dyn Error>> {
     let store = Store::open(Path::new(&source[0]))?;
     let layer = store.ingest(&mut File::open(&source[1])?, &IngestOptions::default(), &())?;
     let tree = store.chain(&[layer.diff_id])?;
@@ -64,7 +70,7 @@ fn image(source: &[OsString]) -> Result<Union, Box<dyn Error>> {
     let changes = Some(PathBuf::from(&source[2])).filter(|changes| changes.as_os_str() != "-");
     // Whoever resumes opens the store as well; this process may still be there, having left.
     drop(store);
-    Ok(union_of_image(tree, objects, changes.as_deref())?)
+    Ok(union_of_image(tree, objects, changes.as_deref(), claim)?)
 }
 
 fn converse(session: Session) -> Result<(), Box<dyn Error>> {

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use mica_fs::Claim;
 use mica_fs::fuse::Shown;
 use mica_fs::fusermount::unmount;
 use mica_fs::kernel::{Departures, Overlay, SOURCE, mount_image};
@@ -70,7 +71,7 @@ fn lacking(options: &Options, prepared: &Prepared, must: bool) -> Result<Option<
 fn mount(options: &Options, prepared: &Prepared, mountpoint: &Path) -> Result<mica_fs::Result<()>, Failure> {
     let Prepared { found, changes, .. } = prepared;
     if let Some(changes) = changes {
-        let union = union_of_image(prepared.tree()?, prepared.objects()?, Some(changes))?;
+        let union = union_of_image(prepared.tree()?, prepared.objects()?, Some(changes), Claim::Strict)?;
         union.begin()?;
         union.hand_over()?;
     }
