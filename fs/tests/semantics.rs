@@ -22,18 +22,24 @@ fn repository() -> PathBuf {
 /// The rules of the document by their numbers, which ascend by one.
 fn rules() -> BTreeMap<u32, Rule> {
     let text = fs::read_to_string(repository().join("docs/SEMANTICS.md")).unwrap();
-    let mut rules = BTreeMap::new();
+    let (mut rules, mut in_rules) = (BTreeMap::new(), false);
     for line in text.lines() {
+        let is_heading = line == "| | rule | source | test |";
+        in_rules = is_heading || in_rules && line.starts_with('|');
+        if !in_rules || is_heading || line.starts_with("|--") {
+            continue;
+        }
         let line = line.replace("\\|", "\u{1}");
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let ["", number, rule, _source, shown_by, ""] = cells[..] else { continue };
-        let Ok(number) = number.parse::<u32>() else { continue };
+        let ["", number, rule, _source, shown_by, ""] = cells[..] else { panic!("no rule: {line}") };
+        let number: u32 = number.parse().unwrap_or_else(|_| panic!("no number: {line}"));
         let words = shown_by.split(|letter: char| !letter.is_alphanumeric() && letter != '_').map(str::to_owned);
         let rule = Rule { sentence: sentence(&rule.replace('\u{1}', "|")).to_owned(), shown_by: words.collect() };
         assert_eq!(number as usize, rules.len() + 1, "numbers ascend by one");
         rules.insert(number, rule);
     }
     assert!(rules.len() > 50);
+    assert!(!text.contains("\n| rule |"), "a table of rules has no numbers");
     rules
 }
 
