@@ -22,7 +22,7 @@ pub fn ratios(samples: &Samples, subjects: &[Subject]) -> String {
     let across = |ratio: f64| LEFT + WIDTH * (ratio.log10() - low) / (high - low);
     let bottom = TOP + STEP * float(lines.len());
     let mut svg = Svg::new(LEFT + WIDTH + 30.0, bottom + 40.0);
-    svg.legend(subjects, 20.0);
+    svg.legend(subjects, 7, 16.0);
     let mut decade = low;
     while decade <= high {
         let at = across(10f64.powf(decade));
@@ -59,7 +59,7 @@ pub fn layers(samples: &Samples, subjects: &[Subject]) -> String {
     let across = |depth: u32| LEFT + WIDTH * f64::from(depth).log10() / deepest;
     let down = |time: f64| TOP + HEIGHT * (high - time.log10()) / (high - low);
     let mut svg = Svg::new(LEFT + WIDTH + 30.0, TOP + HEIGHT + 50.0);
-    svg.legend(subjects, 20.0);
+    svg.legend(subjects, 4, 16.0);
     let mut decade = low;
     while decade <= high {
         let at = down(10f64.powf(decade));
@@ -135,9 +135,11 @@ impl Svg {
         let _ = writeln!(self.text, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{words}</text>");
     }
 
-    fn legend(&mut self, subjects: &[Subject], y: f64) {
+    /// Names and colours, in rows of so many.
+    fn legend(&mut self, subjects: &[Subject], across: usize, y: f64) {
         for (place, subject) in subjects.iter().enumerate() {
-            let x = 20.0 + 145.0 * float(place);
+            let x = 20.0 + 145.0 * float(place % across);
+            let y = y + 18.0 * float(place / across);
             self.dot(x, y, place);
             self.text(x + 9.0, y + 4.0, "start", subject.name());
         }
