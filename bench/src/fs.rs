@@ -115,7 +115,7 @@ pub fn measure(arguments: &Arguments) -> Result {
     machine.finish()?;
     let seconds = start.elapsed().as_secs();
     tell(&format!("{} min {} s", seconds / 60, seconds % 60));
-    let table = table::markdown(&machine, &samples, &subjects, arguments.repetitions, seconds);
+    let table = table::markdown(&machine, &samples, &subjects, arguments.repetitions, arguments.scale, seconds);
     std::io::stdout().lock().write_all(table.as_bytes())?;
     let whole = arguments.scale == Scale::Full && arguments.only.is_empty() && arguments.subjects.is_empty();
     let name = format!("{}-{}", machine.date.split(' ').next().unwrap_or_default(), machine.commit);

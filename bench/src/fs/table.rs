@@ -6,6 +6,7 @@ use std::path::Path;
 
 use mica_tests::{Context as _, Result};
 
+use super::Scale;
 use super::row::{Goal, Unit};
 use super::samples::{Cell, Judged, Line, Samples};
 use super::subject::Subject;
@@ -17,7 +18,14 @@ const BEGIN: &str = "<!-- begin: written by `make bench` -->\n";
 const END: &str = "<!-- end: written by `make bench` -->\n";
 
 /// All of it, as Markdown.
-pub fn markdown(machine: &Machine, samples: &Samples, subjects: &[Subject], repetitions: u32, seconds: u64) -> String {
+pub fn markdown(
+    machine: &Machine,
+    samples: &Samples,
+    subjects: &[Subject],
+    repetitions: u32,
+    scale: Scale,
+    seconds: u64,
+) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -25,6 +33,9 @@ pub fn markdown(machine: &Machine, samples: &Samples, subjects: &[Subject], repe
         seconds / 60,
         machine.command_line()
     );
+    if scale == Scale::Small {
+        text.push_str(SMALL);
+    }
     let judged: Vec<Subject> = subjects.iter().copied().filter(|subject| subject.is_mica()).collect();
     for subject in judged {
         goals(&mut text, samples, subject);
@@ -33,6 +44,9 @@ pub fn markdown(machine: &Machine, samples: &Samples, subjects: &[Subject], repe
     reasons(&mut text, samples);
     text
 }
+
+/// What has to be known of a run that did little.
+const SMALL: &str = "A small run, to try something: a tenth of the sizes and numbers that the rows name.\n\n";
 
 /// Replaces the marked part of a document.
 pub fn publish(document: &Path, table: &str) -> Result {
