@@ -30,6 +30,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT};
 use crate::lower::{Lower, LowerFile};
+use crate::upper::blocks::{Map, Merged, Record};
 use crate::upper::{DIRECTORY, Found, Marks, Spot, Upper, read_dir};
 use links::Told;
 
@@ -98,6 +99,22 @@ enum Linked {
 enum Source {
     Upper,
     Lower(Ino),
+}
+
+/// What a file has.
+enum Contents {
+    Plain(LowerFile),
+    /// Some blocks of its own and some of the lower's.
+    Merged(Merged),
+}
+
+impl Contents {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        match self {
+            Contents::Plain(file) => file.read_at(offset, buffer),
+            Contents::Merged(merged) => merged.read_at(offset, buffer),
+        }
+    }
 }
 
 /// A directory being told.
@@ -248,17 +265,44 @@ impl Diff<'_> {
     }
 
     /// The contents of an upper file, which may be in the lower, and their size.
-    fn contents(&self, name: &[u8], spot: &Spot, marks: &Marks, attr: &mut Attr) -> Result<LowerFile> {
+    fn contents(&self, name: &[u8], spot: &Spot, marks: &Marks, attr: &mut Attr) -> Result<Contents> {
+        if let Some(record) = &marks.blocks {
+            return self.merged(spot, record, attr);
+        }
         if marks.metacopy && attr.size > 0 {
             let original = self.redirected(marks.redirect.as_deref().unwrap_or(name))?;
             let original = original.filter(|original| original.kind == FileKind::Regular && original.size >= attr.size);
             let original =
                 original.ok_or_else(|| self.refused("its contents are in no file of the lower", Errno::IO))?;
-            return self.lower.open(original.ino);
+            return Ok(Contents::Plain(self.lower.open(original.ino)?));
         }
         let file = File::from(spot.open(OFlags::RDONLY)?);
         attr.size = rustix::fs::fstat(&file)?.st_size as u64;
-        Ok(LowerFile::File { file: Arc::new(file), sealed: false })
+        Ok(Contents::Plain(LowerFile::File { file: Arc::new(file), sealed: false }))
+    }
+
+    /// The contents of an upper file of which a part is copied.
+    fn merged(&self, spot: &Spot, record: &[u8], attr: &mut Attr) -> Result<Contents> {
+        let record =
+            Record::decode(record).ok_or_else(|| self.refused("it has marks that are not known", Errno::IO))?;
+        let upper = File::from(spot.open(OFlags::RDONLY)?);
+        let stat = rustix::fs::fstat(&upper)?;
+        attr.size = stat.st_size as u64;
+        if stat.st_ino != record.host {
+            return Err(self.refused("it was copied in part, and then by another program", Errno::IO));
+        }
+        let original = self.lower.resolve(&record.path)?.filter(|original| record.is_of(original));
+        let original = original.ok_or_else(|| self.refused("the lower has not what is left of it there", Errno::IO))?;
+        let bits = Map::look(&self.upper.maps, &record)?;
+        if bits.is_none() && record.map_is_durable {
+            // Unless it has become whole at this moment.
+            return match self.upper.format.marks(spot)?.blocks {
+                Some(_) => Err(self.refused("the map of what is copied of it is missing", Errno::IO)),
+                None => Ok(Contents::Plain(LowerFile::File { file: Arc::new(upper), sealed: false })),
+            };
+        }
+        let valid = record.valid.min(attr.size);
+        Ok(Contents::Merged(Merged { upper, lower: self.lower.open(original.ino)?, bits, valid }))
     }
 
     /// The lower directory that a redirect of the directory at the current path names.
@@ -296,7 +340,7 @@ impl Diff<'_> {
                 self.file(Linked::Lower(ino), &attr, &target, &xattrs, None)
             }
             FileKind::Regular => {
-                let contents = self.lower.open(ino)?;
+                let contents = Contents::Plain(self.lower.open(ino)?);
                 self.file(Linked::Lower(ino), &attr, b"", &xattrs, Some(&contents))
             }
             _ => self.file(Linked::Lower(ino), &attr, b"", &xattrs, None),
@@ -310,7 +354,7 @@ impl Diff<'_> {
         attr: &Attr,
         target: &[u8],
         xattrs: &Xattrs,
-        contents: Option<&LowerFile>,
+        contents: Option<&Contents>,
     ) -> Result<()> {
         let path = self.path.clone();
         if attr.kind == FileKind::Socket {

@@ -15,7 +15,7 @@ use crate::lower::{DirsLower, Lower, TreeLower};
 use crate::objects::Objects;
 use crate::options::Options;
 use crate::union::{Below, Union};
-use crate::upper::{Claim, Format, METACOPY_ABOVE, Upper};
+use crate::upper::{BlockCopy, Claim, Format, METACOPY_ABOVE, Upper};
 
 /// The union of plain directories that `options` names. Without an upper it is read-only.
 pub fn union_of_dirs(options: &Options) -> Result<Union> {
@@ -31,6 +31,9 @@ pub fn union_of_dirs(options: &Options) -> Result<Union> {
             let mut upper = Upper::claimed(upper, work, format, options.claim)?.with_owners(options.owners);
             if options.metacopy {
                 upper = upper.with_metacopy(METACOPY_ABOVE);
+            }
+            if let Some(how) = options.block_copy {
+                upper = upper.with_block_copy(how);
             }
             if options.adopt {
                 upper = upper.adopt()?;
@@ -58,15 +61,22 @@ pub fn union_of_branches(options: &Options) -> Result<Branches> {
 }
 
 /// The union of an image's merged tree and the changes kept in `changes`, a folder that is made if it does not exist.
-/// Without one it is read-only.
-pub fn union_of_image(tree: Arc<Tree>, objects: Arc<Objects>, changes: Option<&Path>, claim: Claim) -> Result<Union> {
+/// Without one it is read-only. Large files are copied up block by block, as usual unless `block_copy` says how.
+pub fn union_of_image(
+    tree: Arc<Tree>,
+    objects: Arc<Objects>,
+    changes: Option<&Path>,
+    claim: Claim,
+    block_copy: Option<BlockCopy>,
+) -> Result<Union> {
     let lower: Arc<dyn Lower> = Arc::new(TreeLower::new(tree, objects));
     let upper = changes.map(|changes| -> Result<Upper> {
         let (upper, work) = (changes.join("upper"), changes.join("work"));
         for dir in [&upper, &work] {
             make(dir)?;
         }
-        Ok(Upper::claimed(&upper, &work, Format::detect(), claim)?.with_fresh_root().with_metacopy(METACOPY_ABOVE))
+        let upper = Upper::claimed(&upper, &work, Format::detect(), claim)?.with_fresh_root();
+        Ok(upper.with_metacopy(METACOPY_ABOVE).with_block_copy(block_copy.unwrap_or_default()))
     });
     Union::new(Below::Ready(lower), upper.transpose()?)
 }

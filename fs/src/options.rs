@@ -17,7 +17,7 @@ use crate::ids::IdMap;
 use crate::lower::Role;
 use crate::owners::Owners;
 use crate::session::MountOptions;
-use crate::upper::{Claim, Format};
+use crate::upper::{BlockCopy, Claim, Format};
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Options {
     pub format: Option<Format>,
     /// `metacopy`: whether changes of attributes alone leave a file's contents in the lower.
     pub metacopy: bool,
+    /// `block_copy_up`: how large files are copied up block by block; without, as is usual for what is mounted.
+    pub block_copy: Option<BlockCopy>,
     /// `xattr_permissions`: where owners and modes are kept.
     pub owners: Owners,
     /// `index`: what to do about another mount over the same upper.
@@ -218,6 +220,17 @@ impl Options {
                 self.metacopy = text == "on";
                 Ok(())
             }
+            "block_copy_up" => match &*text {
+                "off" => Ok(BlockCopy::NEVER),
+                "on" => Ok(BlockCopy::default()),
+                "force" => Ok(BlockCopy { force: true, ..BlockCopy::default() }),
+                _ => Err(format!("\"{text}\" is none of on, off and force")),
+            }
+            .map(|how| self.block_copy = Some(how)),
+            "block_copy_up_from" => number("size in bytes").map(|bytes| {
+                let how = self.block_copy.unwrap_or_default();
+                self.block_copy = Some(BlockCopy { from_bytes: bytes.into(), ..how });
+            }),
             "threaded" | "writeback" | "fast_ino" | "fast_ino_check" => switch().map(drop),
             "timeout" => text.parse::<f64>().map(drop).map_err(|_| format!("\"{text}\" is no number of seconds")),
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
@@ -451,6 +464,17 @@ mod tests {
         assert!(parsed("lowerdir=/a,metacopy=off,metacopy=on").unwrap().metacopy);
         assert!(!parsed("lowerdir=/a,metacopy=off").unwrap().metacopy && !parsed("lowerdir=/a").unwrap().metacopy);
         assert!(parsed("lowerdir=/a,metacopy=auto").unwrap_err().to_string().contains("metacopy"));
+    }
+
+    #[test]
+    fn files_are_copied_by_blocks_if_that_is_asked_for() {
+        let how = |text: &str| parsed(&format!("lowerdir=/a,{text}")).unwrap().block_copy;
+        assert_eq!(how("ro"), None);
+        assert_eq!(how("block_copy_up=on"), Some(BlockCopy::default()));
+        assert_eq!(how("block_copy_up=on,block_copy_up=off"), Some(BlockCopy::NEVER));
+        let small = BlockCopy { from_bytes: 4096, force: true, ..BlockCopy::default() };
+        assert_eq!(how("block_copy_up=force,block_copy_up_from=4096"), Some(small));
+        assert!(parsed("lowerdir=/a,block_copy_up=1").unwrap_err().to_string().contains("block_copy_up"));
     }
 
     #[test]

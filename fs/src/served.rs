@@ -14,12 +14,24 @@ macro_rules! served {
         pub trait Served: std::fmt::Debug + Send + Sync {
             /// Whether names and attributes change by operations alone, so that the kernel may keep them for ever.
             fn is_constant(&self) -> bool;
+            /// Makes whole what was copied in part.
+            fn settle(&self) -> Result<()> {
+                Ok(())
+            }
+            /// Ends what is done in the background, so that another process may serve the same.
+            fn rest(&self) {}
             $($(#[$doc])* fn $name(&self $(, $argument: $type)*) $(-> $result)?;)*
         }
 
         impl Served for Union {
             fn is_constant(&self) -> bool {
                 true
+            }
+            fn settle(&self) -> Result<()> {
+                Union::settle(self)
+            }
+            fn rest(&self) {
+                Union::rest(self);
             }
             $(fn $name(&self $(, $argument: $type)*) $(-> $result)? {
                 Union::$name(self $(, $argument)*)

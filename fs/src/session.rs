@@ -208,6 +208,7 @@ impl Session {
         }
         // Copies of the mount in other namespaces keep the connection alive; whoever has them ends it.
         self.wait_until(Some(Instant::now() + if lazy { Duration::from_millis(100) } else { LAST }));
+        self.rest();
         Ok(())
     }
 
@@ -215,11 +216,20 @@ impl Session {
     /// the next server. To be called by a process that is about to end.
     pub fn leave(self) {
         self.serving.leave();
+        self.serving.union.rest();
     }
 
     /// Waits until the mount is gone for whatever reason.
     pub fn wait(&self) {
         self.wait_until(None);
+        self.rest();
+    }
+
+    /// Nothing is done in the background for a mount that is gone.
+    fn rest(&self) {
+        if self.has_ended() {
+            self.serving.union.rest();
+        }
     }
 
     /// Whether the mount is gone.

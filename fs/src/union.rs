@@ -11,28 +11,32 @@
 //! 1. `stripes`: copying up one inode (a stripe is never held while another is taken);
 //! 2. `names`: shared by what finds an inode by its name on the disk and uses it, exclusive for what changes the names of
 //!    upper inodes that exist. Never held while contents are copied;
-//! 3. `nodes`, `opens`, `handles`, `directories`: tables, held for a lookup in them alone.
+//! 3. `partials`: opening a partly copied file; then the locks within it (`partial`);
+//! 4. `nodes`, `opens`, `handles`, `directories`: tables, held for a lookup in them alone.
 
 pub(crate) mod acl;
 pub(crate) mod attr;
+mod blocks;
 mod complete;
 pub(crate) mod copy_up;
 pub(crate) mod create;
+mod filler;
 mod link;
 mod lookup;
 mod nodes;
 pub(crate) mod open;
+mod partial;
 mod readdir;
 mod recover;
 mod rename;
 mod unlink;
 mod xattr;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -44,8 +48,10 @@ use crate::error::{Error, Result};
 use crate::inode::{Ino, ROOT};
 use crate::lower::Lower;
 use crate::upper::{DIRECTORY, Spot, Upper};
+use filler::Filler;
 use nodes::{Nodes, Place};
 use open::{Handles, Opens};
+use partial::Partial;
 
 pub use open::{Backing, BackingPlace};
 
@@ -86,6 +92,9 @@ pub struct Union {
     opens: Mutex<Opens>,
     handles: RwLock<Handles>,
     directories: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
+    /// The partly copied files that somebody uses.
+    partials: Mutex<HashMap<Ino, Weak<Partial>>>,
+    filler: Filler,
     names: RwLock<()>,
     stripes: [Mutex<()>; STRIPES],
 }
@@ -98,6 +107,7 @@ impl Union {
             _ => false,
         };
         let capacity = NonZeroUsize::new(DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
+        let filler = Filler::new(upper.as_ref().and_then(|upper| upper.block_copy).unwrap_or_default());
         let union = Union {
             below,
             resolved: OnceLock::new(),
@@ -109,6 +119,8 @@ impl Union {
             opens: Mutex::default(),
             handles: RwLock::default(),
             directories: Mutex::new(cache_of(capacity)),
+            partials: Mutex::default(),
+            filler,
             names: RwLock::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
         };

@@ -4,10 +4,12 @@
 //! <upper>/      what the union's programs made, changed and (as whiteouts) removed
 //! <work>/tmp/      what is being built; emptied when the upper is opened
 //! <work>/orphans/  files without a name that programs have open, named by their number; see `union/unlink.rs`
+//! <work>/blocks/   which blocks of partly copied files are copied; see `upper/blocks.rs`
 //! <work>/links/    copied-up files whose other names are still to be made, named by their number; see `union/copy_up.rs`
 //! ```
 
 mod adopt;
+pub(crate) mod blocks;
 mod claim;
 mod disk;
 pub(crate) mod format;
@@ -16,10 +18,12 @@ mod spot;
 
 use std::ffi::CStr;
 use std::fmt;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -39,17 +43,47 @@ pub(crate) const DIRECTORY: OFlags = OFlags::from_bits_retain(
 /// What [`Upper::with_metacopy`] is usually given: contents up to one block are copied as cheaply as they are referred to.
 pub const METACOPY_ABOVE: u64 = 4096;
 
+/// How large files are copied up block by block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Smaller files are copied whole: measured on ext4, where that takes about half a millisecond for each MiB.
+    pub from_bytes: u64,
+    /// Also where the disk keeps no order over a crash, and where it could share blocks: for tests and for disks that are
+    /// thrown away after a crash.
+    pub force: bool,
+    /// How long after the first change the rest is begun to be copied.
+    pub wait: Duration,
+    /// How fast.
+    pub bytes_per_second: u64,
+}
+
+impl BlockCopy {
+    /// Files are copied whole.
+    pub const NEVER: BlockCopy =
+        BlockCopy { from_bytes: u64::MAX, force: false, wait: Duration::ZERO, bytes_per_second: 1 };
+}
+
+impl Default for BlockCopy {
+    fn default() -> BlockCopy {
+        let wait = Duration::from_secs(2);
+        BlockCopy { from_bytes: 32 << 20, force: false, wait, bytes_per_second: 64 << 20 }
+    }
+}
+
 /// An open upper with its work directory.
 pub struct Upper {
     pub(crate) root: Arc<OwnedFd>,
     pub(crate) tmp: Arc<OwnedFd>,
     pub(crate) orphans: Arc<OwnedFd>,
     pub(crate) links: Arc<OwnedFd>,
+    pub(crate) maps: Arc<OwnedFd>,
     pub(crate) format: Format,
     pub(crate) fresh_root: bool,
     pub(crate) owners: Owners,
     /// Files of more bytes leave their contents in the lower when only their attributes change.
     pub(crate) metacopy_above: Option<u64>,
+    /// Which files are copied block by block.
+    pub(crate) block_copy: Option<BlockCopy>,
     /// Whether the disk keeps the order of changes over a crash; see `upper/disk.rs`.
     pub(crate) keeps_order: bool,
     /// Whether another program has used the work directory since Mica has, or none has.
@@ -113,7 +147,7 @@ impl Upper {
         let has = |name: &str| rustix::fs::statat(&work_dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         // fuse-overlayfs has its own folder there, or none at all.
         let is_foreign = has("work") || !has("tmp");
-        let (tmp, orphans, links) = (part("tmp")?, part("orphans")?, part("links")?);
+        let (tmp, orphans, links, maps) = (part("tmp")?, part("orphans")?, part("links")?, part("blocks")?);
         if !is_shared {
             empty(&tmp)?;
         }
@@ -125,10 +159,12 @@ impl Upper {
             tmp,
             orphans,
             links,
+            maps,
             format,
             fresh_root: false,
             owners: Owners::Disk,
             metacopy_above: None,
+            block_copy: None,
             keeps_order,
             is_foreign,
             is_shared,
@@ -151,6 +187,25 @@ impl Upper {
     pub fn with_metacopy(mut self, above_bytes: u64) -> Upper {
         self.metacopy_above = Some(above_bytes);
         self
+    }
+
+    /// Copies large files block by block where that is safe: when one is changed first, only what changes is copied, the rest in
+    /// the background.
+    #[must_use]
+    pub fn with_block_copy(mut self, how: BlockCopy) -> Upper {
+        self.block_copy = Some(how);
+        self
+    }
+
+    /// Finds the maps of partly copied files in another work directory: that of the mount whose upper is looked at.
+    pub fn with_maps_of(mut self, work: &Path) -> Result<Upper> {
+        match rustix::fs::openat(CWD, work.join("blocks"), DIRECTORY, Mode::empty()) {
+            Ok(maps) => self.maps = Arc::new(maps),
+            // Nothing has been mounted there.
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(self)
     }
 
     /// Whether a lower inode may leave its contents where they are.
@@ -264,4 +319,18 @@ pub(crate) fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, u64, FileTyp
         }
     }
     Ok(entries)
+}
+
+/// Writes all of `data` at `offset`.
+pub(crate) fn write_full(file: &File, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < data.len() {
+        match rustix::io::pwrite(file, &data[done..], offset + done as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => done += written,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }

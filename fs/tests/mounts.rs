@@ -4,6 +4,8 @@
 #[path = "mounts/served.rs"]
 mod served;
 
+#[path = "mounts/blocks.rs"]
+mod blocks;
 #[path = "mounts/layers.rs"]
 mod layers;
 #[path = "mounts/opened.rs"]

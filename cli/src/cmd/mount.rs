@@ -156,7 +156,8 @@ fn serve(
         Some(prepared) if kernel::serve(context, arguments, options, prepared, mountpoint, wait)? => return Ok(()),
         Some(prepared) => {
             let changes = prepared.changes.as_deref();
-            Arc::new(union_of_image(prepared.tree()?, prepared.objects()?, changes, Claim::Strict)?)
+            let how = options.block_copy;
+            Arc::new(union_of_image(prepared.tree()?, prepared.objects()?, changes, Claim::Strict, how)?)
         }
         None if options.branches.is_empty() => Arc::new(union_of_dirs(options)?),
         None => {

@@ -87,6 +87,7 @@ impl fmt::Debug for Branch {
 
 /// What a branch has under a name.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one, and none is kept")]
 pub(super) enum Look {
     /// Nothing, and branches below are asked.
     Nothing,

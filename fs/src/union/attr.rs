@@ -75,6 +75,10 @@ impl Union {
     fn attr_of_stat(&self, ino: Ino, stat: &Stat, marks: Option<&Marks>, spot: &Spot) -> Result<Attr> {
         let mut attr = Attr::of_stat(ino, stat).ok_or(Errno::IO)?;
         if attr.kind == FileKind::Regular && self.may_be_partial(ino, marks) {
+            if let Some(partial) = self.open_partial(ino) {
+                // While a block is copied, the disk shows a time that is taken back.
+                attr = Attr::of_stat(ino, &partial.stat()?).ok_or(Errno::IO)?;
+            }
             // Its holes are contents of the lower, and programs that look for holes by this must not see some.
             attr.blocks = attr.blocks.max(attr.size.div_ceil(512));
         }
@@ -146,14 +150,15 @@ impl Union {
         if set.size.is_some() {
             self.complete(ino, keep)?;
         }
+        if set.mode.is_some_and(|mode| mode & (libc::S_ISUID | libc::S_ISGID) != 0) {
+            // What is copied later would take these away.
+            self.finish_blocks(ino)?;
+        }
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
         let upper = self.upper()?;
         if let Some(size) = set.size {
-            match fh.and_then(|fh| self.upper_file(fh)) {
-                Some(file) => rustix::fs::ftruncate(&*file, size)?,
-                None => spot.truncate(size)?,
-            }
+            self.set_size(ino, fh, &spot, size)?;
         }
         // Changing the owner clears set-id bits on the disk, so it comes before the mode.
         if set.uid.is_some() || set.gid.is_some() {

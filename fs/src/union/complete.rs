@@ -14,6 +14,7 @@ use rustix::fs::{OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::Union;
+use super::blocks::CAPABILITY;
 use super::copy_up::{Keep, copy_contents, times_of};
 use super::lookup::Entry;
 use super::nodes::Place;
@@ -21,12 +22,9 @@ use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino};
 use crate::upper::{Mark, Marks, Spot, Upper};
 
-const CAPABILITY: &[u8] = b"security.capability";
-
 impl Union {
-    /// Makes the upper file `new` one of `size` bytes whose contents are in the lower. False if its disk can't hold
-    /// the marks.
-    pub(super) fn refer(&self, upper: &Upper, ino: Ino, size: u64, made: &Spot, new: &File) -> Result<bool> {
+    /// Makes the upper file at `made` one whose contents are in the lower. False if its disk can't hold the marks.
+    pub(super) fn refer(&self, upper: &Upper, ino: Ino, made: &Spot) -> Result<bool> {
         match self.set_redirect(upper, made, ino) {
             Ok(()) => {}
             Err(Error::Refused(Errno::XDEV)) => {
@@ -35,7 +33,6 @@ impl Union {
             Err(error) => return Err(error),
         }
         upper.format.set(made, Mark::Metacopy, b"")?;
-        rustix::fs::ftruncate(new, size)?;
         Ok(true)
     }
 
@@ -67,15 +64,22 @@ impl Union {
             let _names = self.names.read();
             let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
             let marks = self.upper()?.format.marks(&spot)?;
+            if marks.blocks.is_some() {
+                // It has its own ways.
+                return Ok(());
+            }
             let original = if marks.metacopy { Some(self.original(ino, &marks)?) } else { None };
             (spot, original)
         };
         if let Some(original) = original {
             let file = File::from(spot.open(OFlags::WRONLY)?);
+            let times = times_of(&spot)?;
             if keep == Keep::Nothing {
                 rustix::fs::ftruncate(&file, 0)?;
+            } else if keep == Keep::Contents && self.turn_to_blocks(&spot, &original, &file)? {
+                return self.follow_copy_up(ino);
             } else {
-                self.fill(&spot, &original, &file)?;
+                self.fill(&spot, &original, &file, &times)?;
             }
             rustix::fs::fsync(&file)?;
             let format = self.upper()?.format;
@@ -92,10 +96,16 @@ impl Union {
         self.follow_copy_up(ino)
     }
 
+    /// Goes on block by block with a file that has no contents of its own, if that is better than to copy them.
+    fn turn_to_blocks(&self, spot: &Spot, original: &Attr, file: &File) -> Result<bool> {
+        let stat = spot.stat()?;
+        let fits = stat.st_size as u64 == original.size;
+        Ok(fits && self.refer_blocks(self.upper()?, &Attr { mode: stat.st_mode, ..*original }, spot, file)?)
+    }
+
     /// Copies the contents into an upper file that has all but them.
-    fn fill(&self, spot: &Spot, original: &Attr, file: &File) -> Result<()> {
+    fn fill(&self, spot: &Spot, original: &Attr, file: &File, times: &Timestamps) -> Result<()> {
         let size = spot.stat()?.st_size as u64;
-        let times: Timestamps = times_of(spot)?;
         let capability = spot.xattr(CAPABILITY)?;
         let lower = self.lower()?;
         lower.prepare(original.ino)?;
@@ -106,10 +116,10 @@ impl Union {
             // Writing has taken it away.
             spot.set_xattr(CAPABILITY, &capability, XattrFlags::empty())?;
         }
-        Ok(spot.set_times(&times)?)
+        Ok(spot.set_times(times)?)
     }
 
-    fn is_partial(&self, ino: Ino) -> bool {
+    pub(super) fn is_partial(&self, ino: Ino) -> bool {
         self.nodes.lock().get(ino).is_some_and(|node| node.partial)
     }
 
@@ -126,6 +136,10 @@ impl Union {
         let original = {
             let _names = self.names.read();
             let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
+            let marks = self.upper()?.format.marks(&spot)?;
+            if let Some(record) = &marks.blocks {
+                return Ok(Some(self.recorded(ino, record, spot.stat()?.st_ino)?.1));
+            }
             self.original_at(ino, &spot)?
         };
         if original.is_none() {
@@ -151,7 +165,7 @@ impl Union {
 
     /// Whether an upper inode, found with these marks or known, may have its contents in the lower.
     pub(super) fn may_be_partial(&self, ino: Ino, marks: Option<&Marks>) -> bool {
-        marks.map_or_else(|| self.is_partial(ino), |marks| marks.metacopy)
+        marks.map_or_else(|| self.is_partial(ino), Marks::is_partial)
     }
 
     /// Lets what is under a name have another, if it is in the upper.

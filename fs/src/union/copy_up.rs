@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::inode::{Attr, FileKind, Ino, ROOT, Timestamp};
 use crate::lower::LowerFile;
 use crate::owners::{Owner, stands_for};
-use crate::upper::{Format, Mark, Spot, Upper};
+use crate::upper::{Format, Mark, Spot, Upper, write_full};
 
 /// What of a file's contents a copy-up takes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,7 +206,7 @@ impl Union {
         }
     }
 
-    /// Makes the copy, whole, at a place in the work directory. True if its contents stay in the lower.
+    /// Makes the copy, whole, at a place in the work directory. True if contents stay in the lower.
     fn build(&self, upper: &Upper, ino: Ino, attr: &Attr, made: &Spot, keep: Keep) -> Result<bool> {
         let Spot::At(dir, name) = made else { return Err(Errno::INVAL.into()) };
         let lower = self.lower()?;
@@ -217,8 +217,14 @@ impl Union {
             FileKind::Regular => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let new = File::from(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
-                partial = keep == Keep::Attributes && self.refer(upper, ino, attr.size, made, &new)?;
-                if !partial && keep != Keep::Nothing && attr.size > 0 {
+                partial = match keep {
+                    Keep::Attributes => self.refer(upper, ino, made)?,
+                    Keep::Contents => self.refer_blocks(upper, &Attr { ino, ..*attr }, made, &new)?,
+                    Keep::Nothing => false,
+                };
+                if partial {
+                    rustix::fs::ftruncate(&new, attr.size)?;
+                } else if keep != Keep::Nothing && attr.size > 0 {
                     copy_contents(&lower.open(ino)?, attr.size, &new)?;
                 }
                 file = Some(new);
@@ -279,6 +285,7 @@ impl Union {
 
     /// Makes the upper say by itself, in overlayfs' words, what this union shows: for the kernel's driver, which mounts it next.
     pub fn hand_over(&self) -> Result<()> {
+        self.settle()?;
         self.settle_root()
     }
 
@@ -412,20 +419,6 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<()> {
         }
         write_full(to, at, &buffer[..read])?;
         at += read as u64;
-    }
-    Ok(())
-}
-
-/// Writes all of `data` at `offset`.
-pub(super) fn write_full(file: &File, offset: u64, data: &[u8]) -> Result<(), Errno> {
-    let mut done = 0;
-    while done < data.len() {
-        match rustix::io::pwrite(file, &data[done..], offset + done as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(written) => done += written,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
     }
     Ok(())
 }

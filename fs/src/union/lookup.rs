@@ -44,7 +44,7 @@ impl Entry {
         let mut node = Node::named(parent, name, self.stat.st_ino, self.merges);
         node.keep = !self.ino.is_upper();
         node.impure = self.marks.impure;
-        node.partial = self.marks.metacopy;
+        node.partial = self.marks.is_partial();
         node
     }
 }

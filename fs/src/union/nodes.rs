@@ -37,7 +37,7 @@ pub(super) struct Node {
     pub(super) keep: bool,
     /// Whether the disk says that entries may have other numbers than their own.
     pub(super) impure: bool,
-    /// Whether its contents may still be the lower's; see `union/complete.rs`.
+    /// Whether some or all of its contents may be the lower's; see `union/complete.rs` and `union/partial.rs`.
     pub(super) partial: bool,
     /// Number of visible subdirectories of a merged directory, once it was counted.
     pub(super) subdirectories: Option<u32>,

@@ -13,10 +13,12 @@ use rustix::io::Errno;
 use super::Union;
 use super::copy_up::Keep;
 use super::nodes::Place;
+use super::partial::Partial;
 use super::readdir::OpenDir;
 use crate::error::{Error, Result};
 use crate::inode::{Fh, Ino};
 use crate::lower::LowerFile;
+use crate::upper::Spot;
 
 /// What serves a file's data, for passthrough.
 #[derive(Clone, Debug)]
@@ -52,6 +54,7 @@ pub(super) struct OpenFile {
 enum Contents {
     Lower(LowerFile),
     Upper(Arc<File>),
+    Partial(Arc<Partial>),
 }
 
 impl fmt::Debug for Contents {
@@ -59,6 +62,7 @@ impl fmt::Debug for Contents {
         match self {
             Contents::Lower(file) => file.fmt(out),
             Contents::Upper(file) => file.fmt(out),
+            Contents::Partial(partial) => partial.fmt(out),
         }
     }
 }
@@ -92,8 +96,14 @@ impl Union {
         }
         let file = self.open_inode(ino)?;
         let fh = self.insert(Handle::File(Arc::clone(&file)));
-        if truncate && let Contents::Upper(file) = &*file.contents.read() {
-            rustix::fs::ftruncate(&**file, 0).inspect_err(|_| self.release(fh))?;
+        if truncate {
+            let contents = file.contents.read().clone();
+            let cut = match contents {
+                Contents::Upper(file) => rustix::fs::ftruncate(&*file, 0).map_err(Error::from),
+                Contents::Partial(partial) => partial.truncate(0),
+                Contents::Lower(_) => Ok(()),
+            };
+            cut.inspect_err(|_| self.release(fh))?;
         }
         Ok(fh)
     }
@@ -137,6 +147,9 @@ impl Union {
     fn contents(&self, ino: Ino) -> Result<Contents> {
         let _names = self.names.read();
         let Some(spot) = self.locate(ino)? else { return Ok(Contents::Lower(self.lower()?.open(ino)?)) };
+        if let Some(partial) = self.partial_at(ino, &spot)? {
+            return Ok(Contents::Partial(partial));
+        }
         if let Some(original) = self.original_at(ino, &spot)? {
             // Of the lower's own size, so that nothing is to be cut off.
             return Ok(Contents::Lower(self.lower()?.open(original)?));
@@ -149,6 +162,13 @@ impl Union {
         let host = rustix::fs::fstat(&file)?.st_ino;
         if self.nodes.lock().get(ino).is_none_or(|node| node.host != host) {
             return Err(Error::Stale { ino });
+        }
+        if self.is_partial(ino)
+            && !self.upper()?.format.marks(&spot)?.is_partial()
+            && let Some(node) = self.nodes.lock().get_mut(ino)
+        {
+            // What it lacked was copied in the background.
+            node.partial = false;
         }
         Ok(Contents::Upper(Arc::new(file.into())))
     }
@@ -208,16 +228,24 @@ impl Union {
         Ok(self.file(fh)?.contents.read().clone())
     }
 
-    /// The file of a handle whose inode is in the upper.
-    pub(super) fn upper_file(&self, fh: Fh) -> Option<Arc<File>> {
-        match self.contents_of(fh) {
-            Ok(Contents::Upper(file)) => Some(file),
-            _ => None,
+    /// The contents of a handle that may be written to.
+    fn writable(&self, fh: Fh) -> Result<Contents> {
+        match self.contents_of(fh)? {
+            Contents::Lower(_) => Err(Errno::BADF.into()),
+            contents => Ok(contents),
         }
     }
 
-    fn writable_file(&self, fh: Fh) -> Result<Arc<File>> {
-        self.upper_file(fh).ok_or(Error::Refused(Errno::BADF))
+    /// Sets the length of a file that is in the upper. The caller holds `names`.
+    pub(super) fn set_size(&self, ino: Ino, fh: Option<Fh>, spot: &Spot, size: u64) -> Result<()> {
+        match fh.map(|fh| self.writable(fh)).transpose().unwrap_or_default() {
+            Some(Contents::Upper(file)) => Ok(rustix::fs::ftruncate(&*file, size)?),
+            Some(Contents::Partial(partial)) => partial.truncate(size),
+            _ => match self.partial_at(ino, spot)? {
+                Some(partial) => partial.truncate(size),
+                None => Ok(spot.truncate(size)?),
+            },
+        }
     }
 
     /// Ends a handle.
@@ -251,12 +279,17 @@ impl Union {
         match self.contents_of(fh)? {
             Contents::Lower(file) => file.read_at(offset, buffer),
             Contents::Upper(file) => crate::lower::read_full(&file, offset, buffer),
+            Contents::Partial(partial) => partial.read(offset, buffer),
         }
     }
 
     /// Writes; short only when the disk is.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8]) -> Result<usize> {
-        Ok(write_at(&*self.writable_file(fh)?, offset, data)?)
+        match self.writable(fh)? {
+            Contents::Partial(partial) => partial.write(offset, data),
+            Contents::Upper(file) => Ok(write_at(&file, offset, data)?),
+            Contents::Lower(_) => Err(Errno::BADF.into()),
+        }
     }
 
     /// What close(2) waits for: nothing, since nothing is held back here.
@@ -268,6 +301,7 @@ impl Union {
     pub fn fsync(&self, fh: Fh, data_only: bool) -> Result<()> {
         match self.contents_of(fh)? {
             Contents::Lower(_) => self.fsync_attributes(self.file(fh)?.ino),
+            Contents::Partial(partial) => partial.persist(data_only),
             Contents::Upper(file) if data_only => Ok(rustix::fs::fdatasync(&*file)?),
             Contents::Upper(file) => Ok(rustix::fs::fsync(&*file)?),
         }
@@ -276,13 +310,27 @@ impl Union {
     /// fallocate(2), with its mode bits.
     pub fn fallocate(&self, fh: Fh, mode: i32, offset: u64, length: u64) -> Result<()> {
         let flags = FallocateFlags::from_bits_retain(mode as u32);
-        Ok(rustix::fs::fallocate(&*self.writable_file(fh)?, flags, offset, length)?)
+        let file = match self.writable(fh)? {
+            Contents::Partial(partial) => {
+                let moves =
+                    FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE | FallocateFlags::UNSHARE_RANGE;
+                if !flags.intersects(moves) {
+                    return partial.fallocate(flags, offset, length);
+                }
+                partial.finish()?;
+                Arc::clone(partial.upper())
+            }
+            Contents::Upper(file) => file,
+            Contents::Lower(_) => return Err(Errno::BADF.into()),
+        };
+        Ok(rustix::fs::fallocate(&*file, flags, offset, length)?)
     }
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE; the kernel does the others itself.
     pub fn lseek(&self, fh: Fh, offset: i64, whence: i32) -> Result<u64> {
         let (at, to) = seek_to(offset, whence)?;
         match self.contents_of(fh)? {
+            Contents::Partial(partial) => partial.seek(at, whence == libc::SEEK_DATA),
             Contents::Upper(file) | Contents::Lower(LowerFile::File { file, .. }) => Ok(rustix::fs::seek(&*file, to)?),
             Contents::Lower(LowerFile::Inline { .. }) => {
                 let size = self.getattr(self.file(fh)?.ino, None)?.size;
@@ -297,17 +345,16 @@ impl Union {
 
     /// copy_file_range(2); returns the number of bytes copied.
     pub fn copy_file_range(&self, from: Fh, from_offset: u64, to: Fh, to_offset: u64, length: u64) -> Result<u64> {
-        let target = self.writable_file(to)?;
         let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let (mut read_at, mut write_at) = (from_offset, to_offset);
-        let source = match self.contents_of(from)? {
-            Contents::Upper(file) | Contents::Lower(LowerFile::File { file, .. }) => file,
-            Contents::Lower(file) => {
-                let mut buffer = vec![0; wanted.min(1 << 20)];
-                let read = file.read_at(from_offset, &mut buffer)?;
-                super::copy_up::write_full(&target, to_offset, &buffer[..read])?;
-                return Ok(read as u64);
-            }
+        let (source, target) = (self.contents_of(from)?, self.writable(to)?);
+        let (Contents::Upper(source) | Contents::Lower(LowerFile::File { file: source, .. }), Contents::Upper(target)) =
+            (source, target)
+        else {
+            // One of them is no file of a disk, or is two.
+            let mut buffer = vec![0; wanted.min(1 << 20)];
+            let read = self.read(from, from_offset, &mut buffer)?;
+            return Ok(self.write(to, to_offset, &buffer[..read])? as u64);
         };
         let copied = rustix::fs::copy_file_range(&*source, Some(&mut read_at), &*target, Some(&mut write_at), wanted)?;
         Ok(copied as u64)
@@ -319,6 +366,11 @@ impl Union {
         let contents = open.contents.read().clone();
         match contents {
             Contents::Upper(file) => Ok(Some(Backing { file, place: BackingPlace::Upper, program: false })),
+            Contents::Partial(partial) => Ok(partial.is_whole().then(|| Backing {
+                file: Arc::clone(partial.upper()),
+                place: BackingPlace::Upper,
+                program: false,
+            })),
             Contents::Lower(LowerFile::File { file, sealed }) => {
                 let attr =
                     if self.is_lower(open.ino) { self.lower()?.attr(open.ino) } else { self.getattr(open.ino, None) };

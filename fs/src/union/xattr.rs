@@ -5,6 +5,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::Union;
+use super::blocks::CAPABILITY;
 use super::copy_up::Keep;
 use crate::error::{Error, Result};
 use crate::inode::{Ino, ROOT};
@@ -40,6 +41,10 @@ impl Union {
         self.upper()?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
         self.copy_up(ino, Keep::Attributes)?;
+        if name == CAPABILITY {
+            // What is copied later would take it away.
+            self.finish_blocks(ino)?;
+        }
         let _names = self.names.read();
         let spot = self.locate(ino)?.ok_or(Error::Stale { ino })?;
         Ok(spot.set_xattr(&self.upper()?.stored_name(name)?, value, flags)?)

@@ -1,5 +1,5 @@
 //! The marks of an upper: what kernel overlayfs writes
-//! (Documentation/filesystems/overlayfs.rst), and two of our own.
+//! (Documentation/filesystems/overlayfs.rst), and some of our own.
 //!
 //! | mark | on | means |
 //! |---|---|---|
@@ -10,6 +10,7 @@
 //! | `overlay.metacopy` | regular file | its contents are in the lower, at the place of its redirect or of its own name |
 //! | `overlay.impure` = `y` | directory | it may hold entries whose number is not their own |
 //! | `mica.origin` | copied-up inode | its number in the lower and its own on this disk, 8 bytes each, little-endian |
+//! | `mica.blocks` | regular file | only some of its blocks are its own; `overlay.metacopy` and a redirect to nowhere keep others off |
 //! | `mica.device` | empty regular file | a program's char device 0:0, which must not be taken for a whiteout |
 
 use rustix::fs::{FileType, Stat, XattrFlags};
@@ -28,6 +29,7 @@ pub(crate) enum Mark {
     Origin,
     Device,
     Metacopy,
+    Blocks,
 }
 
 /// The marks found on an inode.
@@ -43,6 +45,15 @@ pub(crate) struct Marks {
     pub(crate) device: bool,
     /// The contents are in the lower; see `union/complete.rs`.
     pub(crate) metacopy: bool,
+    /// The record of a file of which a part is copied; see `upper/blocks.rs`.
+    pub(crate) blocks: Option<Vec<u8>>,
+}
+
+impl Marks {
+    /// Whether some or all of the contents are in the lower.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.metacopy || self.blocks.is_some()
+    }
 }
 
 /// The number in the lower that a mark of origin says of the inode `host` of the upper's disk. One that speaks of another inode was
@@ -59,6 +70,7 @@ fn origin_of(value: &[u8], host: u64) -> Option<Ino> {
 
 /// What a name of an upper directory stands for.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one, and none is kept")]
 pub(crate) enum Found {
     /// The lower's name is hidden.
     Whiteout,
@@ -96,6 +108,7 @@ impl Format {
             Mark::Origin => "mica.origin",
             Mark::Device => "mica.device",
             Mark::Metacopy => "overlay.metacopy",
+            Mark::Blocks => "mica.blocks",
         };
         format!("{}{rest}", self.prefix())
     }
@@ -154,6 +167,7 @@ impl Format {
                 Some(b"overlay.redirect") => marks.redirect = spot.xattr(&name)?,
                 Some(b"mica.device") => marks.device = true,
                 Some(b"overlay.metacopy") => marks.metacopy = true,
+                Some(b"mica.blocks") => marks.blocks = spot.xattr(&name)?,
                 Some(b"mica.origin") => {
                     let value = spot.xattr(&name)?.unwrap_or_default();
                     marks.taken_over = true;

@@ -5,12 +5,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use mica_fs::branches::{BranchMode, BranchSpec, CreatePolicy};
 use mica_fs::diff::write_diff;
 use mica_fs::inode::{FileKind, Timestamp};
 use mica_fs::lower::{DirsLower, Lower, TreeLower};
 use mica_fs::served::Served;
+use mica_fs::upper::BlockCopy;
 use mica_fs::{Attr, Below, Branches, Caller, Fh, Format, Ino, Objects, ROOT, SetAttr, SetTime, Union, Upper};
 use mica_layerdb::{DiffId, IngestOptions, Store};
 use rustix::fs::OFlags;
@@ -41,6 +43,7 @@ pub struct Direct {
     format: Format,
     /// Whether changes of attributes leave contents in the lower.
     metacopy: bool,
+    block_copy: BlockCopy,
     layers: Layers,
     generation: usize,
     union: Option<Arc<dyn Served>>,
@@ -114,8 +117,19 @@ impl Direct {
     fn new(dir: TempDir, format: Format, layers: Layers) -> Direct {
         let (lookups, held) = (HashMap::new(), Vec::new());
         let named = HashSet::new();
-        let mut direct =
-            Direct { dir, format, metacopy: true, layers, generation: 0, union: None, lookups, held, named, shows: 0 };
+        let mut direct = Direct {
+            dir,
+            format,
+            metacopy: true,
+            block_copy: BlockCopy::NEVER,
+            layers,
+            generation: 0,
+            union: None,
+            lookups,
+            held,
+            named,
+            shows: 0,
+        };
         direct.begin();
         direct
     }
@@ -123,6 +137,14 @@ impl Direct {
     /// Copies whole files, always.
     pub fn without_metacopy(self) -> Direct {
         let mut direct = Direct { metacopy: false, ..self };
+        direct.begin();
+        direct
+    }
+
+    /// Copies every file block by block, and what nobody changes after `wait`.
+    pub fn by_blocks(self, wait: Duration) -> Direct {
+        let block_copy = BlockCopy { from_bytes: 1, force: true, wait, bytes_per_second: 1 << 30 };
+        let mut direct = Direct { block_copy, ..self };
         direct.begin();
         direct
     }
@@ -151,6 +173,7 @@ impl Direct {
             fs::create_dir_all(dir).unwrap();
         }
         let upper = Upper::open(&upper, &work, self.format).unwrap().with_fresh_root();
+        let upper = upper.with_block_copy(self.block_copy);
         if self.metacopy { upper.with_metacopy(0) } else { upper }
     }
 
@@ -396,7 +419,11 @@ impl Subject for Direct {
                 let attr = self.look(dir, &name).unwrap_or_else(|errno| panic!("{path:?}/{name:?}: {errno}"));
                 assert_eq!((attr.ino, attr.kind), (ino, kind), "{path:?}/{name:?}");
                 // Reading a directory moves its time of access.
-                let again = Attr { atime: attr.atime, ..self.union().getattr(ino, None).unwrap() };
+                let mut again = Attr { atime: attr.atime, ..self.union().getattr(ino, None).unwrap() };
+                if self.block_copy != BlockCopy::NEVER {
+                    // What is copied meanwhile takes space.
+                    (again.blocks, again.ctime) = (attr.blocks, attr.ctime);
+                }
                 assert_eq!(again, attr, "{path:?}/{name:?}");
                 let path: Path = [&path[..], &[name]].concat();
                 assert!(shown.insert(path.clone(), self.show(&attr)).is_none(), "{path:?} is listed twice");
@@ -446,6 +473,7 @@ impl Subject for Direct {
         self.lookups.clear();
         self.union = None;
         self.begin();
+        self.union().begin().unwrap();
     }
 
     fn take_over(&mut self) {
@@ -485,6 +513,10 @@ impl Subject for Direct {
         // As a layer the upper's root speaks for itself.
         let root = self.union().getattr(ROOT, None).unwrap();
         self.union().setattr(ROOT, None, &SetAttr { mode: Some(root.mode), ..SetAttr::default() }).unwrap();
+        if let Layers::Dirs(_) = &self.layers {
+            // As one of several it is read by who knows nothing of blocks.
+            self.union().settle().unwrap();
+        }
         self.union = None;
         let upper = self.upper_dirs()[0].clone();
         match &self.layers {

@@ -9,6 +9,8 @@ mod reference;
 mod steps;
 mod world;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use tempfile::TempDir;
@@ -19,6 +21,9 @@ use mica_fs::branches::CreatePolicy;
 use reference::Model;
 use steps::{Abilities, Step, action, steps};
 use world::World;
+
+/// Longer than any test.
+const NEVER: Duration = Duration::from_secs(1 << 20);
 
 /// A lower, made by steps of its own.
 fn base(steps: &[Step]) -> (TempDir, Model) {
@@ -58,6 +63,31 @@ fn union_over_directories_that_copies_whole_files_is_the_model() {
         let (dir, model) = base(&below);
         World::new(Direct::over_dirs(dir, Format::detect()).without_metacopy(), model).run(&above);
     });
+}
+
+/// Rule 99: Of a large lower file that is changed, only the blocks that change are copied at first and the rest in the
+/// background, where the disk can't share blocks and keeps the order of changes over a crash.
+#[test]
+fn union_over_directories_that_copies_by_blocks_is_the_model() {
+    for wait in [Duration::ZERO, NEVER] {
+        proptest!(config(), |(below in steps(40), above in steps(60))| {
+            let (dir, model) = base(&below);
+            World::new(Direct::over_dirs(dir, Format::detect()).by_blocks(wait), model).run(&above);
+        });
+    }
+}
+
+/// Rule 99: Of a large lower file that is changed, only the blocks that change are copied at first and the rest in the
+/// background, where the disk can't share blocks and keeps the order of changes over a crash.
+#[test]
+fn union_over_trees_that_copies_by_blocks_is_the_model() {
+    let _store = direct::shared();
+    for wait in [Duration::ZERO, NEVER] {
+        proptest!(config(), |(below in steps(40), above in steps(60))| {
+            let (dir, model) = base(&below);
+            World::new(Direct::over_trees(dir, Format::detect()).by_blocks(wait), model).run(&above);
+        });
+    }
 }
 
 /// Rule 4: Reading a directory gives each name that is there all the time exactly once, whatever is made or removed

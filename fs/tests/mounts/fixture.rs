@@ -1,7 +1,7 @@
 //! Keeper and server for the tests of mounts, to be killed.
 //!
 //! `keeper --socket SOCKET` is the keeper. `serve SOCKET ID MOUNTPOINT how what...` serves a mount: `how` is `mount` or
-//! `resume`, which waits for a first line; `what` is `dirs OPTIONS` or `image STORE TAR CHANGES OPTIONS` (`-` for no changes). It says `ready` and then
+//! `resume`, which says `started` and waits for a first line; `what` is `dirs OPTIONS` or `image STORE TAR CHANGES OPTIONS` (`-` for no changes). It says `ready` and then
 //! answers one line for each line it reads: `counts`, `leave`, `unmount`, `lazy`.
 #![allow(clippy::print_stdout, missing_docs)]
 
@@ -45,6 +45,7 @@ fn serve(arguments: &[OsString]) -> Result<Session, Box<dyn Error>> {
         _ => Keeper::connect_or_start(Path::new(socket), &std::env::current_exe()?)?,
     };
     if how.as_bytes() == b"resume" {
+        println!("started");
         std::io::stdin().lock().read_line(&mut String::new())?;
     }
     let id = std::str::from_utf8(id.as_bytes())?;
@@ -54,15 +55,14 @@ fn serve(arguments: &[OsString]) -> Result<Session, Box<dyn Error>> {
         // Who served it before may still be there, having left.
         options.claim = Claim::None;
     }
-    let union =
-        Arc::new(if what.as_bytes() == b"dirs" { union_of_dirs(&options)? } else { image(source, options.claim)? });
+    let union = Arc::new(if what.as_bytes() == b"dirs" { union_of_dirs(&options)? } else { image(source, &options)? });
     Ok(match how.as_bytes() {
         b"mount" => Session::mount(&keeper, id, Path::new(mountpoint), union, &options.mount)?,
         _ => Session::resume(&keeper, id, union, &options.mount)?,
     })
 }
 
-fn image(source: &[OsString], claim: Claim) -> Result<Union, Box<dyn Error>> {
+fn image(source: &[OsString], options: &Options) -> Result<Union, Box<dyn Error>> {
     let store = Store::open(Path::new(&source[0]))?;
     let layer = store.ingest(&mut File::open(&source[1])?, &IngestOptions::default(), &())?;
     let tree = store.chain(&[layer.diff_id])?;
@@ -70,7 +70,7 @@ fn image(source: &[OsString], claim: Claim) -> Result<Union, Box<dyn Error>> {
     let changes = Some(PathBuf::from(&source[2])).filter(|changes| changes.as_os_str() != "-");
     // Whoever resumes opens the store as well; this process may still be there, having left.
     drop(store);
-    Ok(union_of_image(tree, objects, changes.as_deref(), claim)?)
+    Ok(union_of_image(tree, objects, changes.as_deref(), options.claim, options.block_copy)?)
 }
 
 fn converse(session: Session) -> Result<(), Box<dyn Error>> {

@@ -71,12 +71,12 @@ impl Place {
     }
 
     pub fn next_dirs(&self, options: &str) -> Next {
-        Next(self.start("keeper", "resume", &["dirs".as_ref(), options.as_ref()]))
+        Next::started(self.start("keeper", "resume", &["dirs".as_ref(), options.as_ref()]))
     }
 
     pub fn next_image(&self) -> Next {
         let [store, tar, changes] = ["store", "tar", "changes"].map(|name| self.path(name));
-        Next(self.start(
+        Next::started(self.start(
             "keeper",
             "resume",
             &["image".as_ref(), store.as_ref(), tar.as_ref(), changes.as_ref(), "".as_ref()],
@@ -137,6 +137,12 @@ impl Drop for Place {
 pub struct Next(Server);
 
 impl Next {
+    /// Waits until the process has closed what it inherited.
+    fn started(mut server: Server) -> Next {
+        assert_eq!(server.line(), "started");
+        Next(server)
+    }
+
     pub fn resume(mut self) -> Server {
         writeln!(self.0.input, "go").unwrap();
         self.0.answered().unwrap()

@@ -282,3 +282,45 @@ fn contents_that_mica_left_in_the_lower_are_found_by_a_kernel_that_may_and_refus
     assert_eq!(fs::metadata(kernel.root().join("g")).unwrap().uid(), 77);
     kernel.end();
 }
+
+/// Rule 101: A file of which a part is copied is refused by overlayfs, and as a layer by Mica (EIO), until it is whole.
+///
+/// The kernel knows no file of which a part is elsewhere: it must neither show zeros for that nor copy the lower's bytes over
+/// what was written.
+#[test]
+fn file_that_mica_copied_in_part_is_refused_by_the_kernel_until_it_is_whole() {
+    if !may_mount() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("base")).unwrap();
+    one_file(&dir.path().join("base"));
+    let mica = Mica::by_blocks(Place::new(dir));
+    OpenOptions::new().write(true).open(mica.root().join("f")).unwrap().write_all_at(b"b", 5000).unwrap();
+    let mut place = mica.end();
+    for options in ["metacopy=on,", "metacopy=off,"] {
+        let kernel = Kernel::with(place, options);
+        let path = kernel.root().join("f");
+        for error in [fs::read(&path).unwrap_err(), OpenOptions::new().write(true).open(&path).unwrap_err()] {
+            let errno = error.raw_os_error().unwrap();
+            assert!([libc::EPERM, libc::EIO, libc::EINVAL].contains(&errno), "{error} with {options}");
+        }
+        place = kernel.end();
+    }
+    // Neither does a union that has it among its layers.
+    let layers = [place.upper(), place.layers[0].clone()];
+    let lower = mica_fs::lower::DirsLower::open(&layers, mica_fs::Format::Trusted).unwrap();
+    let upper = None;
+    let union = mica_fs::Union::new(mica_fs::Below::Ready(std::sync::Arc::new(lower)), upper).unwrap();
+    if let Ok(Some(attr)) = union.lookup(mica_fs::ROOT, b"f") {
+        assert_eq!(union.open(attr.ino, OFlags::RDONLY).unwrap_err().errno(), Errno::IO);
+    }
+    let mica = Mica::by_blocks(place);
+    let mut expected = vec![b'a'; 8192];
+    expected[5000] = b'b';
+    assert_eq!(fs::read(mica.root().join("f")).unwrap(), expected);
+    mica.settle();
+    let kernel = Kernel::new(mica.end());
+    assert_eq!(fs::read(kernel.root().join("f")).unwrap(), expected);
+    kernel.end();
+}

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use mica_fs::keeper::Keeper;
 use mica_fs::lower::DirsLower;
 use mica_fs::session::{MountOptions, Session};
+use mica_fs::upper::BlockCopy;
 use mica_fs::{Below, Format, Union, Upper};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -180,6 +181,8 @@ pub struct Mica {
     keeper: Keeper,
     session: Option<Session>,
     metacopy: bool,
+    block_copy: BlockCopy,
+    union: Option<Arc<Union>>,
 }
 
 impl Mica {
@@ -189,7 +192,24 @@ impl Mica {
 
     /// With contents left in the lower where only attributes change, or without.
     pub fn with(place: Place, metacopy: bool) -> Mica {
-        let mut mica = Mica { place: Some(place), keeper: Keeper::in_process(), session: None, metacopy };
+        let mut mica = Mica {
+            place: Some(place),
+            keeper: Keeper::in_process(),
+            session: None,
+            metacopy,
+            block_copy: BlockCopy::NEVER,
+            union: None,
+        };
+        mica.begin();
+        mica
+    }
+
+    /// With files copied block by block, of which the rest is not copied while this is mounted.
+    pub fn by_blocks(place: Place) -> Mica {
+        let wait = std::time::Duration::from_secs(1 << 20);
+        let block_copy = BlockCopy { from_bytes: 1, force: true, wait, bytes_per_second: 1 };
+        let (keeper, place) = (Keeper::in_process(), Some(place));
+        let mut mica = Mica { place, keeper, session: None, metacopy: false, block_copy, union: None };
         mica.begin();
         mica
     }
@@ -205,14 +225,21 @@ impl Mica {
         let layers: Vec<_> = place.layers.iter().rev().collect();
         let lower = DirsLower::open(&layers, Format::Trusted).unwrap();
         let upper = Upper::open(&place.upper(), &place.work(), Format::Trusted).unwrap();
+        let upper = upper.with_block_copy(self.block_copy);
         let upper = if self.metacopy { upper.with_metacopy(0) } else { upper };
         let union = Arc::new(Union::new(Below::Ready(Arc::new(lower)), Some(upper)).unwrap());
         let options = MountOptions { threads: 2, ..MountOptions::default() };
-        self.session = Some(Session::mount(&self.keeper, &id, &place.root(), union, &options).unwrap());
+        let session = Session::mount(&self.keeper, &id, &place.root(), union.clone(), &options).unwrap();
+        (self.session, self.union) = (Some(session), Some(union));
     }
 
     fn unmount(&mut self) {
         self.session.take().unwrap().unmount(false).unwrap();
+    }
+
+    /// Makes every file whole.
+    pub fn settle(&self) {
+        self.union.as_ref().unwrap().settle().unwrap();
     }
 
     /// Unmounts it.

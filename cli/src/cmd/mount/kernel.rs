@@ -71,7 +71,8 @@ fn lacking(options: &Options, prepared: &Prepared, must: bool) -> Result<Option<
 fn mount(options: &Options, prepared: &Prepared, mountpoint: &Path) -> Result<mica_fs::Result<()>, Failure> {
     let Prepared { found, changes, .. } = prepared;
     if let Some(changes) = changes {
-        let union = union_of_image(prepared.tree()?, prepared.objects()?, Some(changes), Claim::Strict)?;
+        let how = options.block_copy;
+        let union = union_of_image(prepared.tree()?, prepared.objects()?, Some(changes), Claim::Strict, how)?;
         union.begin()?;
         union.hand_over()?;
     }
