@@ -61,7 +61,7 @@ pub fn union_of_branches(options: &Options) -> Result<Branches> {
 }
 
 /// The union of an image's merged tree and the changes kept in `changes`, a folder that is made if it does not exist.
-/// Without one it is read-only. Large files are copied up block by block, as usual unless `block_copy` says how.
+/// Without one it is read-only. Large files are copied up block by block as `block_copy` says, or not at all.
 pub fn union_of_image(
     tree: Arc<Tree>,
     objects: Arc<Objects>,
@@ -76,7 +76,7 @@ pub fn union_of_image(
             make(dir)?;
         }
         let upper = Upper::claimed(&upper, &work, Format::detect(), claim)?.with_fresh_root();
-        Ok(upper.with_metacopy(METACOPY_ABOVE).with_block_copy(block_copy.unwrap_or_default()))
+        Ok(upper.with_metacopy(METACOPY_ABOVE).with_block_copy(block_copy.unwrap_or(BlockCopy::NEVER)))
     });
     Union::new(Below::Ready(lower), upper.transpose()?)
 }

@@ -10,7 +10,7 @@ use mica_fs::diff::write_diff;
 use mica_fs::keeper::Keeper;
 use mica_fs::lower::{Lower, TreeLower};
 use mica_fs::session::{MountOptions, Session};
-use mica_fs::upper::{BlockCopy, METACOPY_ABOVE};
+use mica_fs::upper::METACOPY_ABOVE;
 use mica_fs::{Below, Format, Objects, Union, Upper};
 use mica_layerdb::Store;
 use mica_layerdb::tar::write_tree;
@@ -113,7 +113,7 @@ impl FuseMounter {
 
     fn upper(&self, folder: &Path, work: &str) -> mica_fs::Result<Upper> {
         let upper = Upper::open(&folder.join("upper"), &folder.join(work), self.format)?;
-        Ok(upper.with_fresh_root().with_metacopy(METACOPY_ABOVE).with_block_copy(BlockCopy::default()))
+        Ok(upper.with_fresh_root().with_metacopy(METACOPY_ABOVE))
     }
 
     /// Puts what a writable folder holds into words that overlayfs knows: the kernel is to mount it, and nobody else has it mounted.
