@@ -228,7 +228,7 @@ umount mnt
 "#;
     let Some(said) = script("an_upper_that_fuse_overlayfs_has_written_goes_on", text)? else { return Ok(()) };
     let names = [".", "./again", "./again/inner", "./dir", "./file", "./flat"];
-    let expected = format!("{}\nlinks\norphans\ntmp\n{} .wh.file\nagain\n", names.join("\n"), names.join(" "));
+    let expected = format!("{}\nblocks\nlinks\norphans\ntmp\n{} .wh.file\nagain\n", names.join("\n"), names.join(" "));
     ensure_eq!(said, expected, "what shows");
     Ok(())
 }
