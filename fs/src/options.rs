@@ -36,7 +36,7 @@ pub struct Options {
     pub format: Option<Format>,
     /// `metacopy`: whether changes of attributes alone leave a file's contents in the lower.
     pub metacopy: bool,
-    /// `block_copy_up`: how large files are copied up block by block; without, as is usual for what is mounted.
+    /// `block_copy_up`: how large files are copied up block by block; without, they are not.
     pub block_copy: Option<BlockCopy>,
     /// `xattr_permissions`: where owners and modes are kept.
     pub owners: Owners,
